@@ -1,0 +1,186 @@
+"""From an archive to a complete image, step by step: code, handler, weights and packages, tried on one example."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from django.conf import settings
+
+from builds import mar, requirements
+from builds.model_client import ModelClient, ModelError
+from builds.sandboxes.policy import INSTALL, LimitExceeded, Sandbox, SandboxPolicy
+from builds.steps import Log, Recorder, StepFailed
+from submissions import archives
+from tasks_catalog.formats import FormatError
+from tasks_catalog.models import Task
+
+RUNTIME = Path(__file__).parent / "runtime"
+SMOKE_SECONDS = 300
+PROJECT = Path("home/model-server/code")
+MAX_ANSWER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    digest: str
+    mar_sha256: str
+    mar_archive: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBuilder:
+    """Makes the image of one archive in a sandbox; `record` keeps what happens."""
+
+    sandbox: Sandbox
+    record: Recorder
+    task: Task
+    model_name: str
+    name: str
+
+    def build(self, archive: Path, workdir: Path) -> Image:
+        """The image, packed and tried; raises StepFailed with what the model's owner should change."""
+        stage = workdir / "stage"
+        setup = self._unpack(archive, stage)
+        mar_sha256, mar_archive = self._pack_model(setup, stage, workdir)
+        self._install(setup, stage, workdir)
+        with self.record.step("pack image"):
+            digest = self.sandbox.pack(stage, name=self.name, labels={"dynabench.archive": mar_sha256})
+        self._smoke(digest)
+        return Image(digest, mar_sha256, mar_archive)
+
+    @property
+    def _serve_policy(self) -> SandboxPolicy:
+        return SandboxPolicy(memory_mb=self.task.build_config.memory_mb, deadline=SMOKE_SECONDS)
+
+    def _unpack(self, archive: Path, stage: Path) -> dict[str, Any]:
+        with self.record.step("unpack") as log:
+            project = stage / PROJECT
+            project.parent.mkdir(parents=True)
+            try:
+                manifest = archives.extract_apart(
+                    archive, project, model_name=self.model_name, task_code=self.task.code
+                )
+            except archives.ArchiveError as error:
+                raise StepFailed(error.code, str(error)) from error
+            config = {"config": yaml.safe_load(self.task.config_yaml), "task": self.task.code}
+            (project / f"{self.task.code}.json").write_text(json.dumps(config))
+            log(f"{manifest.files} files, {manifest.size} bytes\n".encode())
+        return manifest.setup_config
+
+    def _pack_model(self, setup: dict[str, Any], stage: Path, workdir: Path) -> tuple[str, Path]:
+        """Checkpoint, handler and model files go into the .mar, flattened; the first two leave the project."""
+        project, name = stage / PROJECT, f"archive.{self.name}"
+        with self.record.step("pack model") as log:
+            sha256 = mar.write_mar(project, setup, name=name, dest=workdir / f"{name}.mar")
+            mar.write_archive(workdir / f"{name}.mar", workdir / f"{name}.tar.gz")
+            mar.unpack_mar(workdir / f"{name}.mar", stage / "opt/dynabench/model")
+            (workdir / f"{name}.mar").unlink()
+            (project / setup["checkpoint"]).unlink()
+            (project / setup["handler"]).unlink()
+            shutil.copytree(RUNTIME, stage / "opt/dynabench/runtime", ignore=shutil.ignore_patterns("__pycache__"))
+            image = {
+                "task_code": self.task.code,
+                "model_name": self.model_name,
+                "archive_sha256": sha256,
+                "torchserve_config": self.task.build_config.torchserve_config,
+            }
+            (stage / "opt/dynabench/image.json").write_text(json.dumps(image))
+            log(f"{name}.mar sha256 {sha256}\n".encode())
+        return sha256, workdir / f"{name}.tar.gz"
+
+    def _install(self, setup: dict[str, Any], stage: Path, workdir: Path) -> None:
+        project, wheels = stage / PROJECT, workdir / "wheels"
+        (stage / "opt/dynabench/packages").mkdir(parents=True, exist_ok=True)
+        with self.record.step("fetch requirements", "pip download") as log:
+            shutil.copytree(requirements.runtime_library(log), stage / "opt/dynabench/lib")
+            wants_packages = self._fetch(setup, project, wheels, log)
+        commands = [requirements.install_command()] if wants_packages else []
+        commands += [requirements.setup_command()] if setup["setup"] else []
+        for command in [*commands, requirements.compile_command()] if commands else []:
+            with self.record.step("install", " ".join(command)) as log:
+                self._run(command, stage=stage, wheels=wheels, log=log)
+
+    def _fetch(self, setup: dict[str, Any], project: Path, wheels: Path, log: Log) -> bool:
+        """Download what the project asks for; whether it asks for anything besides its build tools."""
+        try:
+            text = (project / "requirements.txt").read_text() if setup["requirements"] else ""
+            lines = requirements.check_lines(text)
+            tools = requirements.build_tools(project) if setup["setup"] else []
+            if lines or tools:
+                requirements.fetch(
+                    [*lines, *tools],
+                    wheels,
+                    python=self.sandbox.python,
+                    log=log,
+                    name=self.name,
+                    allow_sdists=self.task.build_config.allow_sdists,
+                )
+        except requirements.RequirementsError as error:
+            raise StepFailed("bad_requirements", str(error)) from error
+        except UnicodeDecodeError as error:
+            raise StepFailed("bad_requirements", "requirements.txt is not UTF-8 text.") from error
+        return any(not line.is_ours for line in lines)
+
+    def _run(self, command: list[str], *, stage: Path, wheels: Path, log: Log) -> None:
+        policy = replace(INSTALL, deadline=self.task.build_config.build_minutes * 60)
+        try:
+            code = self.sandbox.run(
+                command,
+                stage=stage,
+                policy=policy,
+                env=requirements.INSTALL_ENV,
+                log=log,
+                name=self.name,
+                mounts=requirements.install_mounts(wheels),
+            )
+        except LimitExceeded as error:
+            raise StepFailed("limit_exceeded", f"The installation was stopped. {error}") from error
+        if code:
+            raise StepFailed("install_failed", f"The command ended with exit code {code}.", exit_code=code)
+
+    def _smoke(self, digest: str) -> None:
+        """One made-up example through the finished image: what can't answer here can't answer anywhere."""
+        example = self.task.format.sample_inputs(1)[0]
+        with self.record.step("try one example") as log:
+            log(f"asked: {json.dumps(example)}\n".encode())
+            with self.sandbox.serve(digest, policy=self._serve_policy, name=self.name) as server:
+                deadline = time.monotonic() + SMOKE_SECONDS
+                client = ModelClient(server, deadline=deadline, max_answer_bytes=MAX_ANSWER_BYTES)
+                try:
+                    client.wait_until_ready()
+                    answer = client.predict(example)
+                except ModelError as error:
+                    raise StepFailed(error.code, f"{error.detail}\n{server.log_tail()}".strip()) from error
+                finally:
+                    client.close()
+                    log(server.log_tail().encode())
+            log(b"\nanswered: " + answer[:2000] + b"\n")
+            self._check_answer(answer, example)
+
+    def _check_answer(self, answer: bytes, example: dict[str, Any]) -> None:
+        try:
+            record = msgspec.json.decode(answer)
+            record = record[0] if isinstance(record, list) and len(record) == 1 else record
+            if isinstance(record, dict) and "dynabench_error" in record:
+                raise StepFailed("handler_failed", f"The handler failed on one example:\n{record['dynabench_error']}")
+            self.task.format.check_prediction(record)
+        except (msgspec.DecodeError, FormatError) as error:
+            raise StepFailed("bad_answer", f"The handler's answer does not fit the task: {error}") from error
+        if record["id"] != example["uid"]:
+            detail = f"The handler answered id {record['id']!r} to the example with uid {example['uid']!r}."
+            raise StepFailed("wrong_id", detail + " Answer with the uid of the example as `id`.")
+
+
+def new_workdir() -> tempfile.TemporaryDirectory[str]:
+    """A private directory for one build, on the disk of VAR."""
+    parent = settings.VAR / "builds"
+    parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="build-", dir=parent, ignore_cleanup_errors=True)

@@ -1,0 +1,74 @@
+"""From an archive to an image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from django.db import models
+from django.db.models.functions import Now
+
+from dynabench_site.jobs import Job, JobQuerySet
+from dynabench_site.queue import BUILD_CLUSTER
+from submissions.models import Submission
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class BuildQuerySet(JobQuerySet):
+    def succeeded(self) -> Self:
+        return self.filter(status=Build.Status.SUCCEEDED)
+
+
+class Build(Job):
+    """The making of one image; each attempt writes its own steps."""
+
+    submission = models.ForeignKey(Submission, on_delete=models.CASCADE, related_name="builds")
+    run = models.PositiveSmallIntegerField(default=1, help_text="Counts rebuilds of the same archive.")
+    config = models.JSONField(default=dict, help_text="The build config it ran under.")
+    sandbox = models.CharField(max_length=10, blank=True)
+    model_server = models.CharField(max_length=10, blank=True)
+    image = models.CharField("image digest", max_length=80, blank=True)
+    mar_sha256 = models.CharField(max_length=64, blank=True)
+
+    objects = BuildQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-pk"]
+        constraints = [models.UniqueConstraint(fields=["submission", "run"], name="build_once_per_run")]
+
+    def __str__(self) -> str:
+        return f"build {self.run} of {self.submission}"
+
+    @classmethod
+    def newest(cls, submission: Submission) -> Build | None:
+        return cls.objects.filter(submission=submission).order_by("-run").first()
+
+    @classmethod
+    def wanted(cls, submission: Submission) -> Build:
+        """The build that a submission needs: its newest, or a first one."""
+        defaults = {"cluster": BUILD_CLUSTER}
+        return cls.newest(submission) or cls.objects.get_or_create(submission=submission, run=1, defaults=defaults)[0]
+
+
+class BuildStep(models.Model):
+    """One step of an attempt: what was done, what it printed, how it ended."""
+
+    build = models.ForeignKey(Build, on_delete=models.CASCADE, related_name="steps")
+    attempt = models.PositiveSmallIntegerField()
+    name = models.CharField(max_length=40)
+    command = models.TextField(blank=True)
+    output = models.TextField(blank=True)
+    exit_code = models.IntegerField(null=True)
+    started_at = models.DateTimeField(db_default=Now())
+    finished_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["pk"]
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.build}"
+
+    @property
+    def has_failed(self) -> bool:
+        return self.exit_code not in {None, 0}

@@ -1,0 +1,1 @@
+"""The model server inside an image. Its modules live in a package so that no module of a user can meet their names."""

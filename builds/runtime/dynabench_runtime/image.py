@@ -1,0 +1,71 @@
+"""What the image says about its model, and whether a mounted archive is the same model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CHUNK_BYTES = 1 << 20
+
+
+class HandlerError(Exception):
+    """The model breaks the protocol; the message tells its author what to change."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """`opt/dynabench/image.json` below `root`, which is `/` except in a sandbox without mounts."""
+
+    root: Path
+    task_code: str
+    model_name: str
+    archive_sha256: str
+    torchserve_config: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, root: Path) -> Image:
+        facts = json.loads((root / "opt/dynabench/image.json").read_text("utf-8"))
+        return cls(root=root, **facts)
+
+    @property
+    def model_dir(self) -> Path:
+        return self.root / "opt/dynabench/model"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The archive's `MAR-INF/MANIFEST.json`."""
+        return json.loads((self.model_dir / "MAR-INF/MANIFEST.json").read_text("utf-8"))
+
+    @property
+    def is_batching(self) -> bool:
+        """Does the handler want a whole batch as bytes (`decode_input_request` false)?"""
+        return str(self.torchserve_config.get("decode_input_request", True)).lower() == "false"
+
+    @property
+    def max_body_bytes(self) -> float:
+        return float(self.torchserve_config.get("max_request_size", "inf"))
+
+    def check_mounted_archives(self) -> None:
+        """Raise HandlerError if an archive at `opt/ml/model` is not the one this image was built from.
+
+        An equal archive holds the bytes that are unpacked in the image already, so those are used.
+        """
+        for archive in sorted((self.root / "opt/ml/model").glob("*.mar")):
+            found = sha256_of(archive)
+            if found != self.archive_sha256:
+                raise HandlerError(
+                    f"{archive} has sha256 {found}, but this image was built from {self.archive_sha256}. "
+                    "Mount the archive of this image, or none: the image is complete without it."
+                )
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file of any size."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The input and output of each task, as handlers see it."""

@@ -1,0 +1,12 @@
+"""The older generation's `TaskIO` of hate speech detection."""
+
+from __future__ import annotations
+
+from dynalab.tasks.common import BaseTaskIO
+
+
+class TaskIO(BaseTaskIO):
+    task = "hs"
+    input_keys = ("statement",)
+    output_keys = ("label",)
+    optional_keys = ("prob",)

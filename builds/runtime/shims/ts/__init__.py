@@ -1,0 +1,1 @@
+"""Stands in for TorchServe's package inside images of our own runtime: what handlers import, and no more."""

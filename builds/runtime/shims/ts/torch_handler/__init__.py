@@ -1,0 +1,1 @@
+"""What class-based handlers inherit from."""

@@ -1,0 +1,253 @@
+"""Folders of the sandboxes: how a stage is mounted, folder images, and short-lived work folders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import socket
+import stat
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+
+from builds.sandboxes.policy import MEBIBYTE, NOBODY, LimitExceeded, SandboxError, TooMuchDisk
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator, Mapping, Sequence
+
+READ_ONLY = ("/opt/dynabench", "/home/model-server")
+# All that an install step may change; our runtime beside it stays ours.
+WRITABLE = ("/opt/dynabench/packages", "/home/model-server/code")
+SCRATCH = "/scratch"
+SOCKET_FOLDER = "/run/dynabench"
+SOCKET_NAME = "model.sock"
+SOCKET_INSIDE = f"{SOCKET_FOLDER}/{SOCKET_NAME}"
+# sun_path holds 108 bytes with its closing NUL.
+LONGEST_SOCKET_PATH = 107
+LONGEST_PATH = 3072
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+JOB_FILE = "job"
+# What a server may leave beside its socket, MiB.
+SOCKET_FOLDER_MB = 16
+# Walking a folder costs more than reading /proc.
+DISK_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A folder of the host and where a sandbox sees it."""
+
+    host: Path
+    inside: str
+    writable: bool = False
+
+
+def installation() -> str:
+    """Tells this installation's leftovers from those of another on the same host."""
+    return hashlib.sha256(os.fsencode(settings.VAR)).hexdigest()[:8]
+
+
+def job_mark(name: str) -> str:
+    """What a process or container of the job carries; `marked_job` reads it."""
+    return f"dyna-{installation()}:{name}"
+
+
+def marked_job(mark: str) -> str | None:
+    owner, _, name = mark.partition(":")
+    return name if owner == f"dyna-{installation()}" else None
+
+
+def at(root: Path, inside: str) -> Path:
+    return root / inside.lstrip("/")
+
+
+def stage_mounts(stage: Path, scratch: Path, extra: Mapping[Path, str]) -> list[Mount]:
+    """What an install step sees; the writable folders exist and belong to the user it runs as."""
+    writable = [*(Mount(at(stage, inside), inside, True) for inside in WRITABLE), Mount(scratch, SCRATCH, True)]
+    for mount in writable:
+        mount.host.mkdir(parents=True, exist_ok=True)
+        hand_over(mount.host)
+    read_only = [Mount(at(stage, inside), inside) for inside in READ_ONLY]
+    return [*read_only, *writable, *(Mount(host, inside) for host, inside in extra.items())]
+
+
+def image_mounts(image: Path, sockets: Path) -> list[Mount]:
+    read_only = [Mount(at(image, inside), inside) for inside in READ_ONLY if at(image, inside).is_dir()]
+    return [*read_only, Mount(sockets, SOCKET_FOLDER, True)]
+
+
+def entries(root: Path) -> Iterator[os.DirEntry[str]]:
+    """Everything below `root`, links not followed; `LimitExceeded` where paths get too long to use."""
+    folders = [str(root)]
+    while folders:
+        with os.scandir(folders.pop()) as found:
+            for entry in found:
+                if len(os.fsencode(entry.path)) > LONGEST_PATH:
+                    raise LimitExceeded(f"Folders are nested too deeply: {entry.path[-80:]}")
+                yield entry
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+
+
+def size_of(*folders: Path) -> int:
+    """Bytes below the folders; what vanishes meanwhile does not count."""
+    total = 0
+    for folder in folders:
+        for _, _, files, handle in os.fwalk(folder):
+            for name in files:
+                try:
+                    total += os.stat(name, dir_fd=handle, follow_symlinks=False).st_size
+                except FileNotFoundError:
+                    continue
+    return total
+
+
+class DiskWatch:
+    """Notices when folders have grown by more than `room_mb` MiB since it was made."""
+
+    def __init__(self, folders: Sequence[Path], room_mb: int) -> None:
+        self._folders = folders
+        self._room_mb = room_mb
+        self._full = size_of(*folders) + room_mb * MEBIBYTE
+        self._next = 0.0
+
+    def exceeded(self) -> TooMuchDisk | None:
+        if not self._folders or time.monotonic() < self._next:
+            return None
+        is_full = size_of(*self._folders) > self._full
+        self._next = time.monotonic() + DISK_SECONDS
+        return TooMuchDisk(f"It wrote more than {self._room_mb} MiB and was stopped.") if is_full else None
+
+
+def hand_over(folder: Path) -> None:
+    """As root: the folder and all in it belong to the user that sandboxed code runs as."""
+    if os.geteuid() == 0:
+        os.lchown(folder, NOBODY, NOBODY)
+        for entry in entries(folder):
+            os.lchown(entry.path, NOBODY, NOBODY)
+
+
+def seal(stage: Path, *, file_mode: int = 0o644, folder_mode: int = 0o755) -> None:
+    """Plain modes, our ownership, no devices: what strangers' code left is only read from here on."""
+    for entry in entries(stage):
+        path, mode = Path(entry.path), entry.stat(follow_symlinks=False).st_mode
+        if os.geteuid() == 0:
+            os.lchown(path, 0, 0)
+        if stat.S_ISDIR(mode):
+            path.chmod(folder_mode)
+        elif stat.S_ISREG(mode):
+            path.chmod(file_mode | (0o111 if mode & 0o100 else 0))
+        elif not stat.S_ISLNK(mode):
+            path.unlink()  # a socket or pipe that an install step left
+
+
+def digest_of(stage: Path) -> str:
+    """`sha256:<hex>` over the sorted (path, mode, sha256) of all entries and the interpreter's version."""
+    total = hashlib.sha256(f"{platform.python_implementation()} {platform.python_version()}\n".encode())
+    for line in sorted(_manifest_line(stage, entry) for entry in entries(stage)):
+        total.update(line)
+    return f"sha256:{total.hexdigest()}"
+
+
+def _manifest_line(stage: Path, entry: os.DirEntry[str]) -> bytes:
+    path = os.fsencode(os.path.relpath(entry.path, stage))
+    mode = entry.stat(follow_symlinks=False).st_mode
+    return b"%s\0%o\0%s\n" % (path, mode, _content_digest(Path(entry.path)).encode())
+
+
+def _content_digest(path: Path) -> str:
+    if path.is_symlink():
+        return hashlib.sha256(os.fsencode(path.readlink())).hexdigest()
+    if path.is_dir():
+        return "-"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def image_folder(image: str) -> Path:
+    if not DIGEST.fullmatch(image):
+        raise SandboxError(f"{image!r} is not the digest of a folder image.")
+    return settings.VAR / "images" / image.removeprefix("sha256:")
+
+
+def store(stage: Path) -> str:
+    """The digest of the folder image that `stage` became; an equal one is adopted."""
+    seal(stage, file_mode=0o444, folder_mode=0o555)
+    image = digest_of(stage)
+    folder = image_folder(image)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        stage.rename(folder)
+    else:
+        erase(stage)
+    return image
+
+
+def erase(folder: Path) -> None:
+    """The folder is gone, read-only parts too."""
+    if folder.exists():
+        # Not shutil.rmtree: it gives up on folders that hostile code has nested a thousand deep.
+        subprocess.run(["chmod", "-R", "u+rwX", "--", folder], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(["rm", "-rf", "--", folder], check=True)
+
+
+@contextmanager
+def scratch_for(stage: Path) -> Iterator[Path]:
+    """A folder for temporary files, on the stage's disk: a tmpfs would count as memory."""
+    folder = Path(tempfile.mkdtemp(prefix=".scratch-", dir=stage.parent))
+    try:
+        yield folder
+    finally:
+        erase(folder)
+
+
+@contextmanager
+def socket_folder(job: str) -> Iterator[Path]:
+    """A folder where only this job's server and we meet; its path is short enough for a Unix socket."""
+    root = Path(tempfile.mkdtemp(prefix=f"dyna-{installation()}-"))
+    try:
+        (root / JOB_FILE).write_text(job)
+        folder = root / "run"
+        folder.mkdir()
+        # Its parent is ours alone, so only the server inside the sandbox gains from this.
+        folder.chmod(0o777)
+        if len(os.fsencode(folder / SOCKET_NAME)) > LONGEST_SOCKET_PATH:
+            raise SandboxError(f"{folder} is too long for a Unix socket: set TMPDIR to a shorter path.")
+        yield folder
+    finally:
+        erase(root)
+
+
+def sweep_folders(live: Container[str]) -> list[str]:
+    """Work folders of jobs that are not live are gone; the names of those jobs."""
+    swept = []
+    for root in Path(tempfile.gettempdir()).glob(f"dyna-{installation()}-*"):
+        job = root / JOB_FILE
+        if root.stat().st_uid == os.geteuid() and job.is_file() and (name := job.read_text()) not in live:
+            erase(root)
+            swept.append(name)
+    return swept
+
+
+def connect(path: Path, timeout: float) -> socket.socket:
+    """A connection to the server's socket and to nothing else: a link that it left there is not followed."""
+    handle = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(timeout)
+        try:
+            connection.connect(f"/proc/self/fd/{handle}")
+        except OSError:
+            connection.close()
+            raise
+        return connection
+    finally:
+        os.close(handle)

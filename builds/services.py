@@ -1,0 +1,175 @@
+"""The build of a submission, from its archive to an image."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.files import File
+from django.db import transaction
+from django.forms.models import model_to_dict
+
+from builds import sandboxes
+from builds.image import Image, ImageBuilder, new_workdir
+from builds.models import Build
+from builds.sandboxes.policy import NoSandbox, Sandbox
+from builds.steps import RowRecorder, StepFailed
+from builds.trust import is_shipped
+from dynabench_site import jobs, queue
+from dynabench_site.api import Conflict
+from dynabench_site.outbox import write_mail
+from submissions.models import Submission
+from tasks_catalog.models import BuildConfig
+
+logger = logging.getLogger(__name__)
+NO_SANDBOX_PAUSE_SECONDS = 60
+DISK_PAUSE_SECONDS = 60
+SWEEP_BATCH = 50
+MIN_FREE_BYTES = 1 << 30
+
+
+def build(submission: Submission) -> None:
+    """Bring the submission's build forward; does nothing when it isn't due, or isn't ours."""
+    wanted = Build.wanted(submission)
+    if submission.cancel_requested and not wanted.is_finished:
+        wanted.cancel()
+    elif submission.status in Submission.UNFINISHED and wanted.claim():
+        submission.advance(Submission.Status.BUILDING)
+        deadline = submission.task.build_config.build_minutes * 60 * 2
+        jobs.work(wanted, partial(_make_image, wanted), deadline_seconds=deadline)
+    wanted.refresh_from_db()
+    settle(wanted)
+
+
+def rebuild(submission: Submission) -> Build:
+    """Make the image again: a new build of the same archive."""
+    newest = Build.wanted(submission)
+    if not newest.is_finished:
+        return newest
+    with transaction.atomic():
+        again, _ = Build.objects.get_or_create(
+            submission=submission, run=newest.run + 1, defaults={"cluster": queue.BUILD_CLUSTER}
+        )
+        submission.advance(Submission.Status.BUILDING, reason="rebuild", error_code="", error_detail="")
+        queue.send(queue.BUILD_SUBMISSION, submission.pk, cluster=queue.BUILD_CLUSTER)
+    return again
+
+
+def retry(build: Build, *, by: str = "") -> None:
+    """Try a failed or dead build again."""
+    with transaction.atomic():
+        if not build.retry(by=by):
+            raise Conflict("not_retryable", f"The build is {build.status}: there is nothing to retry.")
+        build.submission.advance(Submission.Status.BUILDING, reason="retry", error_code="", error_detail="")
+        queue.send(queue.BUILD_SUBMISSION, build.submission_id, cluster=queue.BUILD_CLUSTER)
+
+
+def _make_image(build: Build) -> None:
+    submission = build.submission
+    config, check = submission.task.build_config, partial(_check_cancelled, submission)
+    sandbox = _sandbox(submission)
+    build.save_progress(config=pinned(config), sandbox=sandbox.name, model_server=config.model_server or "asgi")
+    builder = ImageBuilder(
+        sandbox, RowRecorder(build, check), submission.task, submission.name, submission.endpoint_name
+    )
+    with new_workdir() as name:
+        workdir = Path(name)
+        _require_disk(workdir, submission.size)
+        try:
+            image = builder.build(_fetch_archive(submission, workdir), workdir)
+        except StepFailed as error:
+            raise jobs.JobFailed(error.code, error.detail) from error
+        _store_mar_archive(submission, image)
+    build.advance(build.Status.SUCCEEDED, image=image.digest, mar_sha256=image.mar_sha256)
+
+
+def pinned(config: BuildConfig) -> dict[str, Any]:
+    return model_to_dict(config, exclude=["id", "task"])
+
+
+def _sandbox(submission: Submission) -> Sandbox:
+    try:
+        return sandboxes.choose(trusted=is_shipped(submission.sha256))
+    except NoSandbox as error:
+        raise jobs.NotYet(str(error), NO_SANDBOX_PAUSE_SECONDS) from error
+
+
+def _require_disk(workdir: Path, size: int) -> None:
+    if shutil.disk_usage(workdir).free < MIN_FREE_BYTES + 4 * size:
+        raise jobs.NotYet("disk space on the build server", DISK_PAUSE_SECONDS)
+
+
+def _check_cancelled(submission: Submission) -> None:
+    submission.refresh_from_db(fields=["cancel_requested"])
+    if submission.cancel_requested:
+        raise jobs.CancelRequested
+
+
+def _fetch_archive(submission: Submission, workdir: Path) -> Path:
+    target = workdir / "upload.tar.gz"
+    with submission.task.storage().open(submission.archive_key) as source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 20)
+    return target
+
+
+def _store_mar_archive(submission: Submission, image: Image) -> None:
+    with image.mar_archive.open("rb") as file:
+        submission.task.storage().save(submission.mar_archive_key, File(file))
+
+
+def settle(build: Build) -> None:
+    """Let the submission follow a build that has ended, once; and tell its owner."""
+    submission = build.submission
+    submission.refresh_from_db(fields=["status", "cancel_requested"])
+    if not build.is_finished or submission.status not in {Submission.Status.UPLOADED, Submission.Status.BUILDING}:
+        return
+    with transaction.atomic():
+        if build.status == Build.Status.SUCCEEDED:
+            submission.advance(Submission.Status.EVALUATING)
+            cluster = submission.task.build_config.eval_server_id
+            queue.send(queue.EVALUATE_SUBMISSION, submission.pk, cluster=cluster)
+        else:
+            submission.advance(build.status, error_code=build.error_code, error_detail=build.error_detail)
+        if build.status != Build.Status.CANCELLED:
+            _tell_owner(build)
+
+
+def _tell_owner(build: Build) -> None:
+    failed = [step for step in build.steps.filter(attempt=build.attempts) if step.has_failed]
+    write_mail(
+        f"build_{build.status}",
+        to=build.submission.owner,
+        key=f"build-{build.pk}-{build.attempts}-{build.status}",
+        context={"submission": build.submission, "build": build, "step": failed[-1] if failed else None},
+    )
+
+
+def sweep() -> None:
+    """Make the builds that are missing, settle those that ended, ring for what nobody picked up, clear leftovers."""
+    orphans = Submission.objects.filter(status=Submission.Status.UPLOADED, builds=None)[:SWEEP_BATCH]
+    for submission in orphans:
+        Build.wanted(submission)
+    early = [Submission.Status.UPLOADED, Submission.Status.BUILDING]
+    ended = Build.objects.exclude(status__in=[Build.Status.QUEUED, Build.Status.RUNNING])
+    for build in ended.filter(submission__status__in=early).select_related("submission__task__build_config")[
+        :SWEEP_BATCH
+    ]:
+        if build == Build.newest(build.submission):
+            settle(build)
+    cancelled = Build.objects.unfinished().filter(submission__cancel_requested=True)
+    due = Build.objects.due().order_by("pk").union(cancelled)
+    queue.ring_again(
+        queue.BUILD_SUBMISSION, [build.submission_id for build in due[:SWEEP_BATCH]], cluster=queue.BUILD_CLUSTER
+    )
+
+
+def sweep_leftovers() -> None:
+    """Remove containers, processes and directories of builds and inferences that no longer run on this host."""
+    running = {build.submission.endpoint_name for build in Build.objects.running().select_related("submission")}
+    logger.info("leftovers: %s", sandboxes.sweep(running))
+    for path in (settings.VAR / "builds").glob("build-*"):
+        logger.info("left over: %s", path)

@@ -1,0 +1,90 @@
+"""What a build does is written down step by step, and can be read while it goes on."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from django.db.models.functions import Now
+
+from builds.models import Build, BuildStep
+
+Log = Callable[[bytes], None]
+MAX_LOG_BYTES = 512 * 1024
+FLUSH_SECONDS = 1.0
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
+SECRET = re.compile(
+    r"\b(AKIA|ASIA)[A-Z0-9]{16}\b|\b[0-9a-f]{64}\b(?=.{0,3}token)|(?i:(?<=token=)[^\s&]+|(?<=password=)\S+)"
+)
+
+
+class StepFailed(Exception):
+    """A step ended badly; `code` and the message are for the model's owner."""
+
+    def __init__(self, code: str, detail: str, *, exit_code: int = 1) -> None:
+        super().__init__(detail)
+        self.code, self.detail, self.exit_code = code, detail, exit_code
+
+
+class Recorder(Protocol):
+    def step(self, name: str, command: str = "") -> AbstractContextManager[Log]:
+        """Gives a function to write the step's output to."""
+
+
+def readable(output: bytes) -> str:
+    """Text without control characters and without what looks like a secret."""
+    return SECRET.sub("•••", CONTROL.sub("", output.decode("utf-8", "replace").replace("\r\n", "\n")))
+
+
+class StepLog:
+    """Collects a step's output: the first and the last part of it, when it is too long."""
+
+    def __init__(self, save: Callable[[str], None]) -> None:
+        self.head, self.tail, self.dropped = b"", b"", 0
+        self.save, self.saved_at = save, time.monotonic()
+
+    def __call__(self, output: bytes) -> None:
+        room = MAX_LOG_BYTES // 2 - len(self.head)
+        self.head += output[:room]
+        self.tail += output[room:] if room > 0 else output
+        if (surplus := len(self.tail) - MAX_LOG_BYTES // 2) > 0:
+            self.dropped += surplus
+            self.tail = self.tail[surplus:]
+        if time.monotonic() - self.saved_at > FLUSH_SECONDS:
+            self.flush()
+
+    @property
+    def text(self) -> str:
+        gap = f"\n… {self.dropped} bytes dropped …\n" if self.dropped else ""
+        return readable(self.head) + gap + readable(self.tail)
+
+    def flush(self) -> None:
+        self.save(self.text)
+        self.saved_at = time.monotonic()
+
+
+class RowRecorder:
+    """Writes the steps of one attempt of a build; before each it looks whether it should go on."""
+
+    def __init__(self, build: Build, check: Callable[[], None]) -> None:
+        self.build, self.check = build, check
+
+    @contextmanager
+    def step(self, name: str, command: str = "") -> Iterator[Log]:
+        self.check()
+        row = BuildStep.objects.create(build=self.build, attempt=self.build.attempts, name=name, command=command)
+        log = StepLog(lambda text: BuildStep.objects.filter(pk=row.pk).update(output=text) and None)
+        exit_code = 1
+        try:
+            yield log
+            exit_code = 0
+        except StepFailed as error:
+            exit_code = error.exit_code
+            log(f"\n{error.detail}\n".encode())
+            raise
+        finally:
+            log.flush()
+            BuildStep.objects.filter(pk=row.pk).update(exit_code=exit_code, finished_at=Now())

@@ -1,0 +1,94 @@
+"""Mail as rows: written with the event they tell of, sent by a cluster, retried with backoff."""
+
+from __future__ import annotations
+
+import logging
+from smtplib import SMTPException
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.core.mail import EmailMultiAlternatives
+from django.db import models
+from django.template.loader import render_to_string
+
+from dynabench_site import clusters
+from dynabench_site.jobs import Job, in_seconds
+
+if TYPE_CHECKING:
+    from typing import Any
+
+logger = logging.getLogger(__name__)
+BACKOFF_SECONDS = (10, 60, 300, 1800, 7200)
+
+
+class OutboxMail(Job):
+    """One message to one person about one event."""
+
+    MAX_ATTEMPTS = 16
+
+    key = models.CharField(max_length=100, unique=True, help_text="Event and recipient: the same is never sent twice.")
+    to = models.EmailField()
+    subject = models.CharField(max_length=200)
+    text = models.TextField()
+    html = models.TextField()
+
+    class Meta:
+        app_label = "dynabench_site"
+        verbose_name = "mail"
+
+    def __str__(self) -> str:
+        return f"{self.subject} ({self.to})"
+
+    @property
+    def message_id(self) -> str:
+        return f"<{self.key}@{settings.BASE_URL.split('//')[-1].split(':')[0]}>"
+
+
+def write_mail(template: str, *, to: User, key: str, context: dict[str, Any]) -> None:
+    """Put a message in the outbox; a second one with the same key is the first."""
+    if not to.email:
+        return
+    context = {"base_url": settings.BASE_URL, "user": to, **context}
+    subject, _, text = render_to_string(f"mail/{template}.txt", context).strip().partition("\n")
+    OutboxMail.objects.get_or_create(
+        key=f"{key}-{to.pk}",
+        defaults={
+            "to": to.email,
+            "subject": subject.strip()[:200],
+            "text": text.strip() + "\n",
+            "html": render_to_string(f"mail/{template}.html", context),
+            "cluster": "mail",
+        },
+    )
+
+
+def send_due() -> int:
+    """Send what is due, each row claimed first; returns how many went out."""
+    return sum(_send(mail) for mail in OutboxMail.objects.due().order_by("pk")[:20])
+
+
+def _send(mail: OutboxMail) -> bool:
+    instance = clusters.current()
+    if instance is None:
+        return False
+    OutboxMail.objects.filter(pk=mail.pk, status=OutboxMail.Status.QUEUED).update(cluster=instance.name)
+    mail.cluster = instance.name
+    if not mail.claim():
+        return False
+    message = EmailMultiAlternatives(mail.subject, mail.text, to=[mail.to], headers={"Message-ID": mail.message_id})
+    message.attach_alternative(mail.html, "text/html")
+    try:
+        message.send()
+    except (OSError, SMTPException) as error:
+        logger.warning("mail %s could not be sent: %s", mail.pk, error)
+        if mail.attempts >= mail.MAX_ATTEMPTS:
+            mail.advance(mail.Status.DEAD, error_code="mail_refused", error_detail=str(error))
+        else:
+            pause = BACKOFF_SECONDS[min(mail.attempts, len(BACKOFF_SECONDS)) - 1]
+            mail.advance(
+                mail.Status.QUEUED, reason=str(error), not_before=in_seconds(pause), waiting_for="the mail server"
+            )
+        return False
+    mail.advance(mail.Status.SUCCEEDED)
+    return True

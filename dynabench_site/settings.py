@@ -1,0 +1,172 @@
+"""One settings module for both profiles: what differs comes from the variables in docs/operations.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dynabench_site.env import database, env_bool, env_int, env_secret, env_str, mail
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+VAR = Path(env_str("DYNABENCH_VAR") or BASE_DIR / "var").resolve()
+VAR.mkdir(parents=True, exist_ok=True)
+
+DATABASES = {"default": database(env_str("DYNABENCH_DATABASE_URL") or f"sqlite://{VAR}/db.sqlite3")}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+SECRET_KEY = env_secret("DYNABENCH_SECRET_KEY", VAR / "secret_key")
+DEBUG = env_bool("DYNABENCH_DEBUG")
+PORT = env_int("DYNABENCH_PORT", 8000)
+BASE_URL = (env_str("DYNABENCH_BASE_URL") or f"http://127.0.0.1:{PORT}").rstrip("/")
+ALLOWED_HOSTS = env_str("DYNABENCH_ALLOWED_HOSTS", "127.0.0.1,localhost,[::1]").split(",")
+CSRF_TRUSTED_ORIGINS = [BASE_URL]
+
+AWS_REGION = env_str("DYNABENCH_AWS_REGION", "us-west-1")
+S3_BUCKET = env_str("DYNABENCH_S3_BUCKET", "sagemaker-{region}")
+STORAGE_FOR = "tasks_catalog.backends.local.storage_for"
+INFERENCE_RUNNER = "evaluations.backends.local.LocalRunner"
+
+SANDBOX = env_str("DYNABENCH_SANDBOX")
+ALLOW_UNSANDBOXED = env_bool("DYNABENCH_ALLOW_UNSANDBOXED")
+BASE_IMAGE = env_str("DYNABENCH_BASE_IMAGE", "dynabench-base:1")
+BUILD_CA_BUNDLE = env_str("DYNABENCH_BUILD_CA_BUNDLE")
+INDEX_URL = env_str("DYNABENCH_INDEX_URL")
+
+# A job's lease is renewed while its worker lives; heartbeats and sweeps follow from it.
+LEASE_SECONDS = env_int("DYNABENCH_LEASE_SECONDS", 30, least=2)
+HEARTBEAT_SECONDS = LEASE_SECONDS / 6
+GONE_SECONDS = LEASE_SECONDS / 2
+# No job may run longer; a broker that redelivers earlier would only ring twice.
+MAX_DEADLINE_SECONDS = 24 * 3600
+
+QUEUE_PREFIX = env_str("DYNABENCH_QUEUE_PREFIX", "dynabench")
+Q_CLUSTER = {
+    "name": QUEUE_PREFIX,
+    "orm": "default",
+    "poll": 0.1,
+    "guard_cycle": 0.5,
+    "bulk": 1,
+    "timeout": MAX_DEADLINE_SECONDS + 300,
+    "retry": MAX_DEADLINE_SECONDS + 600,
+    "ack_failures": True,
+    "save_limit": -1,
+    "scheduler": False,
+    "ALT_CLUSTERS": {},
+}
+
+INSTALLED_APPS = [
+    "evaluations",
+    "builds",
+    "submissions",
+    "tasks_catalog",
+    "dynabench_site",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "django.contrib.humanize",
+    "allauth",
+    "allauth.account",
+    "rest_framework",
+    "django_q",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "dynabench_site.middleware.content_security_policy",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+]
+ROOT_URLCONF = "dynabench_site.urls"
+WSGI_APPLICATION = "dynabench_site.wsgi.application"
+# The CLI's addresses have no trailing slash; its POST must not be redirected.
+APPEND_SLASH = True
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+AUTHENTICATION_BACKENDS = [
+    "django.contrib.auth.backends.ModelBackend",
+    "allauth.account.auth_backends.AuthenticationBackend",
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
+]
+LOGIN_REDIRECT_URL = "/"
+OPEN_SIGNUP = env_bool("DYNABENCH_OPEN_SIGNUP", True)
+ACCOUNT_ADAPTER = "dynabench_site.accounts.AccountAdapter"
+ACCOUNT_LOGIN_METHODS = {"username", "email"}
+ACCOUNT_SIGNUP_FIELDS = ["email*", "username*", "password1*", "password2*"]
+ACCOUNT_UNIQUE_EMAIL = True
+ACCOUNT_EMAIL_VERIFICATION = "optional"
+ACCOUNT_LOGOUT_ON_GET = False
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "submissions.authentication.TokenAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser", "rest_framework.parsers.FormParser"],
+    "EXCEPTION_HANDLER": "dynabench_site.api.problem",
+    "DEFAULT_PAGINATION_CLASS": "rest_framework.pagination.LimitOffsetPagination",
+    "PAGE_SIZE": 100,
+}
+
+globals().update(mail(env_str("DYNABENCH_MAIL_URL") or f"file://{VAR}/mail"))
+DEFAULT_FROM_EMAIL = "Dynabench <no-reply@localhost>"
+
+CACHES = {
+    "default": {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": VAR / "cache" / "django"}
+}
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedStaticFilesStorage"},
+}
+STATIC_URL = "/static/"
+STATIC_ROOT = VAR / "static"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+WHITENOISE_USE_FINDERS = True
+
+LANGUAGE_CODE = "en-gb"
+TIME_ZONE = "UTC"
+USE_TZ = True
+
+X_FRAME_OPTIONS = "DENY"
+SECURE_REFERRER_POLICY = "same-origin"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = BASE_URL.startswith("https:")
+SECURE_SSL_REDIRECT = False
+SILENCED_SYSTEM_CHECKS: list[str] = []
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "filters": {"no_query": {"()": "dynabench_site.logs.StripQuery"}},
+    "formatters": {"json": {"()": "dynabench_site.logs.JsonFormatter"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "filters": ["no_query"]}},
+    "root": {"handlers": ["stderr"], "level": "INFO"},
+    "loggers": {
+        "django": {"handlers": [], "level": "INFO", "propagate": True},
+        "django.server": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+        "django-q": {"handlers": [], "level": "WARNING", "propagate": True},
+    },
+}

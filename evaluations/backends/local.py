@@ -1,0 +1,106 @@
+"""Inference on this host: the image in a sandbox, batches over its unix socket."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, BinaryIO
+
+from django.conf import settings
+from django.core.files import File
+
+from builds import sandboxes
+from builds.model_client import ModelClient, ModelError
+from builds.sandboxes.policy import Sandbox, SandboxPolicy, SandboxUnavailable
+from dynabench_site.jobs import CancelRequested, NotYet
+from evaluations.backends import Outcome
+from evaluations.models import Inference
+
+BATCH_LINES = 256
+MAX_ANSWER_BYTES_PER_EXAMPLE = 1 << 16
+SANDBOX_PAUSE_SECONDS = 60
+
+
+class LocalRunner:
+    """`start` returns when the predictions are stored: here the worker itself is the machine that runs them."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, Outcome] = {}
+
+    def start(self, inference: Inference) -> str:
+        try:
+            self.outcomes[inference.name] = self._run(inference)
+        except ModelError as error:
+            self.outcomes[inference.name] = Outcome("failed", code=error.code, detail=error.detail)
+        return inference.name
+
+    def poll(self, handle: str) -> Outcome:
+        return self.outcomes[handle]
+
+    def stop(self, handle: str) -> None:
+        """A running one reads the flag of its submission before each batch."""
+
+    def _run(self, inference: Inference) -> Outcome:
+        sandbox = self._sandbox(inference)
+        deadline = inference.limits["deadline_seconds"]
+        policy = SandboxPolicy(
+            memory_mb=inference.limits["memory_mb"], deadline=deadline, cpu_seconds=int(deadline)
+        )
+        storage = inference.submission.task.storage()
+        with (
+            storage.open(inference.dataset.inputs_key) as inputs,
+            tempfile.TemporaryFile(dir=settings.VAR) as output,
+            sandbox.serve(inference.build.image, policy=policy, name=inference.name) as server,
+        ):
+            client = ModelClient(
+                server,
+                deadline=time.monotonic() + deadline,
+                max_answer_bytes=BATCH_LINES * MAX_ANSWER_BYTES_PER_EXAMPLE,
+            )
+            client.wait_until_ready()
+            started = time.monotonic()
+            examples, sha256 = self._predict(inference, client, inputs, output)
+            seconds = time.monotonic() - started
+            client.close()
+            peak = server.peak_memory()
+            output.seek(0)
+            storage.save(inference.predictions_key, File(output))
+        return Outcome(
+            "succeeded",
+            predictions_sha256=sha256,
+            examples=examples,
+            seconds=seconds,
+            peak_memory_bytes=peak,
+        )
+
+    def _predict(self, inference: Inference, client: ModelClient, inputs: Any, output: BinaryIO) -> tuple[int, str]:
+        examples, sha256 = 0, hashlib.sha256()
+        for lines in _batches(inputs):
+            _check_cancelled(inference)
+            answer = client.predict_lines(lines)
+            sha256.update(answer)
+            output.write(answer)
+            examples += len(lines)
+        return examples, sha256.hexdigest()
+
+    def _sandbox(self, inference: Inference) -> Sandbox:
+        """The sandbox that the image was made for."""
+        try:
+            return sandboxes.by_name(inference.build.sandbox)
+        except SandboxUnavailable as error:
+            raise NotYet(f"{inference.build.sandbox} on this host: {error}", SANDBOX_PAUSE_SECONDS) from error
+
+
+def _batches(inputs: Any) -> Iterator[list[bytes]]:
+    lines = iter(inputs)
+    while batch := list(islice(lines, BATCH_LINES)):
+        yield batch
+
+
+def _check_cancelled(inference: Inference) -> None:
+    inference.submission.refresh_from_db(fields=["cancel_requested"])
+    if inference.submission.cancel_requested:
+        raise CancelRequested

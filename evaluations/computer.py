@@ -1,0 +1,150 @@
+"""From stored predictions and labels to scores, overall and by tag."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from django.db import transaction
+
+from dynabench_site import jobs
+from evaluations.datasets import DatasetError, Label, PredictionsError, dataset_class
+from evaluations.models import CurrentScores, Inference, Score, Scoring
+from tasks_catalog import metrics
+from tasks_catalog.models import Dataset, TaskMetric
+
+DEADLINE_SECONDS = 3600
+BYTES_PER_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    value: float
+    by_tag: dict[str, dict[str, float]]
+
+
+class Computer:
+    """Computes one complete set of scores, or none."""
+
+    def score(self, scoring: Scoring) -> None:
+        """End a claimed scoring: its scores are written and current, or it says why not."""
+        jobs.work(scoring, partial(self._score, scoring), deadline_seconds=DEADLINE_SECONDS)
+
+    def _score(self, scoring: Scoring) -> None:
+        try:
+            values = self.compute(scoring)
+        except PredictionsError as error:
+            raise jobs.JobFailed("bad_predictions", str(error)) from error
+        except DatasetError as error:
+            raise jobs.JobFailed("bad_dataset", f"The dataset's labels can't be read. {error}", theirs=False) from error
+        except metrics.MetricError as error:
+            raise jobs.JobFailed("metric_error", str(error), theirs=False) from error
+        self._save(scoring, values)
+
+    def compute(self, scoring: Scoring) -> dict[str, Value]:
+        """The value of each pinned metric, in its unit."""
+        labels = _read_labels(scoring.dataset)
+        predictions = _read_predictions(scoring.inference, labels)
+        values = {}
+        for pin in scoring.metrics:
+            if pin["kind"] == TaskMetric.Kind.JOB:
+                values[pin["name"]] = Value(job_metric(pin["name"], scoring.inference), {})
+            elif pin["kind"] == TaskMetric.Kind.PERTURBATION:
+                values[pin["name"]] = self._perturbation(pin, scoring, labels, predictions)
+            else:
+                values[pin["name"]] = self._perf(pin, labels, predictions)
+        return values
+
+    def _perf(self, pin: dict[str, Any], labels: dict[str, Label], predictions: dict[str, Any]) -> Value:
+        def value_of(uids: list[str]) -> float:
+            answers = [predictions[uid][pin["field"]] for uid in uids]
+            references = [labels[uid].answers[pin["field"]] for uid in uids]
+            return metrics.compute(pin["name"], answers, references, **pin["options"])
+
+        by_tag = {
+            tag: {"value": value_of(uids), "examples": len(uids)} for tag, uids in sorted(_uids_by_tag(labels).items())
+        }
+        return Value(value_of(list(labels)), by_tag)
+
+    def _perturbation(
+        self, pin: dict[str, Any], scoring: Scoring, labels: dict[str, Label], predictions: dict[str, Any]
+    ) -> Value:
+        """Agreement with the model's own answers to the unperturbed examples, by the task's ranking metric."""
+        base_dataset = scoring.dataset.base()
+        perf = scoring.dataset.task.perf_metric()
+        if base_dataset is None or perf is None:
+            raise metrics.MetricError(
+                f"{pin['name']} needs a base dataset {scoring.dataset.name} and a ranking metric."
+            )
+        base = _read_predictions(_base_inference(scoring, base_dataset), _read_labels(base_dataset))
+        variants: dict[str, list[Any]] = defaultdict(list)
+        for uid, label in labels.items():
+            variants[label.input_id or ""].append(predictions[uid][perf.field])
+        if unknown := variants.keys() - base.keys():
+            raise metrics.MetricError(f"input_id {min(unknown)!r} is not an example of {base_dataset.name}.")
+        uids = list(base)
+        value = metrics.unperturbed_percent(
+            perf.name, [variants[uid] for uid in uids], [base[uid][perf.field] for uid in uids], **perf.options
+        )
+        return Value(value, {})
+
+    def _save(self, scoring: Scoring, values: dict[str, Value]) -> None:
+        pins = {pin["name"]: pin for pin in scoring.metrics}
+        rows = [
+            Score(scoring=scoring, metric=name, value=value.value, by_tag=value.by_tag, pinned=pins[name])
+            for name, value in values.items()
+        ]
+        with transaction.atomic():
+            scoring.advance(Scoring.Status.SUCCEEDED)
+            scoring.scores.all().delete()
+            Score.objects.bulk_create(rows)
+            make_current(scoring)
+
+
+def make_current(scoring: Scoring) -> None:
+    """Point to this set, unless a newer one is current."""
+    key = {"submission_id": scoring.submission_id, "dataset_id": scoring.dataset_id}
+    pointer, _ = CurrentScores.objects.get_or_create(**key, defaults={"scoring": scoring})
+    CurrentScores.objects.filter(pk=pointer.pk, scoring_id__lt=scoring.pk).update(scoring=scoring)
+
+
+def job_metric(name: str, inference: Inference) -> float:
+    """Examples per second, or GiB of memory at the peak, of the inference's own run."""
+    if name == "examples_per_second":
+        return inference.examples / max(inference.seconds or 0.0, 1e-6)
+    if name == "memory_utilization":
+        return (inference.peak_memory_bytes or 0) / BYTES_PER_GIB
+    raise metrics.MetricError(f"{name} is not a job metric.")
+
+
+def _base_inference(scoring: Scoring, base_dataset: Dataset) -> Inference:
+    found = Inference.objects.filter(
+        submission_id=scoring.submission_id,
+        dataset=base_dataset,
+        status=Inference.Status.SUCCEEDED,
+        predictions_sha256=scoring.base_sha256,
+    ).last()
+    if found is None:
+        raise jobs.NotYet(f"the predictions on {base_dataset.name}", 60)
+    return found
+
+
+def _read_labels(dataset: Dataset) -> dict[str, Label]:
+    with dataset.task.storage().open(dataset.labels_key) as source:
+        return dataset_class(dataset.format).read_labels(source, dataset.task.format)
+
+
+def _read_predictions(inference: Inference, labels: dict[str, Label]) -> dict[str, Any]:
+    dataset = inference.dataset
+    with dataset.task.storage().open(inference.predictions_key) as source:
+        return dataset_class(dataset.format).read_predictions(source, dataset.task.format, labels.keys())
+
+
+def _uids_by_tag(labels: dict[str, Label]) -> dict[str, list[str]]:
+    uids: dict[str, list[str]] = defaultdict(list)
+    for uid, label in labels.items():
+        for tag in label.tags:
+            uids[tag].append(uid)
+    return uids

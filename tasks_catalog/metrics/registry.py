@@ -1,0 +1,142 @@
+"""The metrics by name: what each measures, the options it takes, and the one function that computes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["perf", "perturbation", "job"]
+Answer = str | Sequence[str]  # a reference: the right text, or every text that counts as right
+OptionValue = str | bool | int | float
+Function = Callable[..., float]
+
+PERCENT = "%"
+PERCENT_RANGE = (0.0, 100.0)
+RANGE_SLACK = 1e-6  # sacrebleu gives 100.00000000000004 for a perfect corpus
+
+
+class MetricError(ValueError):
+    """A metric that cannot be computed as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting of a metric: its type, the value used when it is not given, and what is allowed (empty: anything)."""
+
+    type: type[OptionValue]
+    default: OptionValue
+    choices: tuple[OptionValue, ...] = ()
+
+    def check(self, where: str, value: object) -> OptionValue:
+        """Return the value; raise MetricError when it is of another type or not one of the choices."""
+        if self.type is float and type(value) is int:
+            value = float(value)
+        if type(value) is not self.type:
+            raise MetricError(f"{where} must be of type {self.type.__name__}, not {type(value).__name__}.")
+        if self.choices and value not in self.choices:
+            raise MetricError(f"{where} must be one of {', '.join(map(str, self.choices))}; it is {value!r}.")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a metric is called, how its values read, and how the dynascore turns them so that more is better.
+
+    `direction` is +1 when more is better, else -1; `range` is in `unit`; `version` goes up when the numbers change.
+    """
+
+    name: str
+    label: str
+    summary: str
+    kind: Kind = "perf"
+    unit: str = ""
+    direction: Literal[1, -1] = 1
+    offset: float = 0.0
+    offset_is_instance_memory: bool = False
+    range: tuple[float, float] = PERCENT_RANGE
+    options: Mapping[str, Option] = field(default_factory=dict, hash=False)
+    version: int = 1
+    function: Function | None = None
+    check_together: Callable[[Mapping[str, OptionValue]], None] | None = None
+
+    def offset_for(self, instance_memory_gib: float) -> float:
+        """The dynascore's offset of this metric on an instance with that much memory."""
+        return instance_memory_gib if self.offset_is_instance_memory else self.offset
+
+
+_METRICS: dict[str, Metric] = {}
+
+
+def register(entry: Metric) -> Metric:
+    """Make a metric known by its name; raise MetricError when the name is taken."""
+    if entry.name in _METRICS:
+        raise MetricError(f"Two metrics are called {entry.name!r}; rename one.")
+    _METRICS[entry.name] = entry
+    return entry
+
+
+def metric(name: str, label: str, **declared: Any) -> Callable[[Function], Function]:
+    """Register the decorated `function(predictions, references, **options)` as a perf metric.
+
+    `declared` are further fields of Metric; the first line of the function's docstring is its summary.
+    """
+
+    def decorate(function: Function) -> Function:
+        summary = (function.__doc__ or "").partition("\n")[0]
+        register(Metric(name, label, summary, function=function, **declared))
+        return function
+
+    return decorate
+
+
+def names(kind: Kind | None = None) -> list[str]:
+    """The names of all metrics, or of one kind, sorted."""
+    return sorted(name for name, entry in _METRICS.items() if kind in (None, entry.kind))
+
+
+def get(name: str) -> Metric:
+    """The metric of that name; raise MetricError naming the known ones."""
+    if name not in _METRICS:
+        raise MetricError(f"There is no metric {name!r}; choose one of {', '.join(names())}.")
+    return _METRICS[name]
+
+
+def check_options(name: str, options: Mapping[str, object]) -> dict[str, OptionValue]:
+    """The options with defaults filled in; raise MetricError naming the first unknown or wrong one."""
+    entry = get(name)
+    for key in options:
+        if key not in entry.options:
+            known = ", ".join(entry.options) or "none"
+            raise MetricError(f"The metric {name} has no option {key!r}; it has: {known}.")
+    checked = {
+        key: option.check(f"The option {key} of {name}", options.get(key, option.default))
+        for key, option in entry.options.items()
+    }
+    if entry.check_together:
+        entry.check_together(checked)
+    return checked
+
+
+def compute(name: str, predictions: Sequence[str], references: Sequence[Answer], **options: object) -> float:
+    """The perf metric of predictions against references in their order, in the metric's unit, unrounded.
+
+    Raise MetricError for an unknown name or option, unequal lengths, nothing to compare, or a result out of range.
+    """
+    entry = get(name)
+    if entry.function is None:
+        raise MetricError(f"{name} is a {entry.kind} metric: it is not computed from predictions and references.")
+    checked = check_options(name, options)
+    if len(predictions) != len(references):
+        raise MetricError(f"{name} got {len(predictions)} predictions for {len(references)} references.")
+    if not references:
+        raise MetricError(f"{name} needs at least one example; the dataset has none.")
+    return _within_range(entry, entry.function(predictions, references, **checked))
+
+
+def _within_range(entry: Metric, value: float) -> float:
+    low, high = entry.range
+    if not math.isfinite(value) or not low - RANGE_SLACK <= value <= high + RANGE_SLACK:
+        raise MetricError(f"{entry.name} came out as {value}, outside {low} to {high}: the metric itself is at fault.")
+    return min(max(float(value), low), high)

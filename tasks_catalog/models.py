@@ -1,0 +1,358 @@
+"""What can be submitted to, and how it is judged."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.core.exceptions import ValidationError
+from django.core.files.storage import Storage
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
+from django.db import models
+from django.db.models.functions import Now
+
+from dynabench_site.queue import RESERVED_CLUSTERS
+from tasks_catalog import metrics
+from tasks_catalog.backends import storage_for
+from tasks_catalog.formats import FormatError, TaskFormat, parse, render_config
+
+if TYPE_CHECKING:
+    from typing import Self
+
+CLUSTER_NAME = RegexValidator(r"^[a-z0-9][a-z0-9-]{0,30}$", "Small letters, digits and hyphens, at most 31.")
+TASK_CODE = RegexValidator(r"^[a-zA-Z0-9_-]*[a-zA-Z][a-zA-Z0-9_-]*$", "Letters, digits, _ and -, with a letter.")
+DATASET_NAME = RegexValidator(r"^[a-zA-Z0-9-]{1,62}$", "Letters, digits and hyphens, at most 62.")
+RESERVED_TASK_CODES = {"submitable", "upload", "owners"}
+SERVER_CONFIG_VALUE = (str, bool, int)
+
+
+class EvalServer(models.Model):
+    """A django-q cluster with a name; tasks name the one that evaluates their models."""
+
+    name = models.CharField(
+        primary_key=True,
+        max_length=31,
+        validators=[CLUSTER_NAME],
+        help_text="Start it with `manage.py cluster NAME`. The name can't be changed afterwards.",
+    )
+    description = models.CharField(max_length=200, blank=True)
+    processes = models.PositiveSmallIntegerField(
+        default=4,
+        validators=[MinValueValidator(1), MaxValueValidator(256)],
+        help_text="Worker processes: that many metric computations at once. Counts from the cluster's next start.",
+    )
+    max_inferences = models.PositiveSmallIntegerField(
+        default=2,
+        validators=[MinValueValidator(1)],
+        help_text="Inferences running at once. Raise it on AWS, where they run elsewhere; here each takes memory.",
+    )
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def clean(self) -> None:
+        if self.name in RESERVED_CLUSTERS:
+            raise ValidationError({"name": f"{self.name} is reserved. Choose another name."})
+
+
+class TaskQuerySet(models.QuerySet):
+    def visible(self) -> Self:
+        return self.filter(is_hidden=False)
+
+    def submitable(self) -> Self:
+        return self.filter(submitable=True)
+
+
+class Task(models.Model):
+    """A problem with an input and output format, datasets and metrics."""
+
+    code = models.CharField(
+        max_length=60,
+        unique=True,
+        validators=[TASK_CODE],
+        help_text="Stands in addresses, in file names and in the CLI. Don't change it once models were sent.",
+    )
+    name = models.CharField(max_length=120, unique=True)
+    purpose = models.CharField(max_length=200, blank=True, help_text="One line for the list of tasks.")
+    description = models.TextField(blank=True, help_text="What a submitter wants to know; plain text.")
+    io_yaml = models.TextField(
+        "fields",
+        help_text="The lists `context`, `input` and `output`. A field in both input and output is what models predict.",
+    )
+    submitable = models.BooleanField(default=True, help_text="Off: the task is shown, but takes no models.")
+    is_hidden = models.BooleanField("hidden", default=False, help_text="On: only staff and owners see the task.")
+    unpublished_models_in_leaderboard = models.BooleanField(
+        default=False, help_text="On: unpublished models are ranked too, without name and owner (competitions)."
+    )
+    submission_limit = models.PositiveSmallIntegerField(
+        default=3, validators=[MinValueValidator(1)], help_text="Models per user in the hours below."
+    )
+    limit_hours = models.PositiveSmallIntegerField(default=24, validators=[MinValueValidator(1)])
+    owners = models.ManyToManyField(User, blank=True, related_name="owned_tasks", help_text="See all models of it.")
+    created_at = models.DateTimeField(db_default=Now())
+
+    objects = TaskQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.code
+
+    def clean(self) -> None:
+        if self.code.lower() in RESERVED_TASK_CODES:
+            raise ValidationError({"code": f"{self.code} is an address of the site. Choose another code."})
+        try:
+            parse(self.io_yaml)
+        except FormatError as error:
+            raise ValidationError({"io_yaml": str(error)}) from error
+
+    @property
+    def format(self) -> TaskFormat:
+        return parse(self.io_yaml)
+
+    def perf_metric(self) -> TaskMetric | None:
+        return next((metric for metric in self.metrics.all() if metric.ranks), None)
+
+    @property
+    def config_yaml(self) -> str:
+        """The task's configuration in the original's language, made from the rows."""
+        rows = list(self.metrics.all())
+        perf = next((row for row in rows if row.ranks), None)
+        if perf is None:
+            return ""
+        deltas = [row.name for row in rows if row.kind == TaskMetric.Kind.PERTURBATION]
+        weights = {row.name: row.weight for row in rows}
+        return render_config(self.format, {"type": perf.name, "reference_name": perf.reference}, deltas, weights)
+
+    def storage(self) -> Storage:
+        config = self.build_config
+        return storage_for(config.bucket, config.aws_region)
+
+
+class BuildConfig(models.Model):
+    """How models of a task are built, served and evaluated."""
+
+    class ModelServer(models.TextChoices):
+        DEFAULT = "", "the profile's default"
+        ASGI = "asgi", "asgi (small, starts at once)"
+
+    task = models.OneToOneField(Task, on_delete=models.CASCADE, related_name="build_config")
+    eval_server = models.ForeignKey(
+        EvalServer,
+        on_delete=models.PROTECT,
+        default="default",
+        help_text="The cluster that evaluates this task's models. It must be running, or they wait.",
+    )
+    aws_region = models.CharField(
+        max_length=25,
+        default="us-west-1",
+        validators=[RegexValidator(r"^[a-z]{2}(-[a-z]+)+-\d$", "A region is written like us-west-1.")],
+        help_text="Where the task's files, images and jobs live.",
+    )
+    instance_type = models.CharField(
+        max_length=40,
+        default="ml.m5.2xlarge",
+        validators=[RegexValidator(r"^ml\.[a-z0-9-]+\.[a-z0-9]+$", "A type is written like ml.m5.2xlarge.")],
+        help_text="SageMaker instance for transform jobs and endpoints. Change it when models need more memory.",
+    )
+    instance_count = models.PositiveSmallIntegerField(default=1, validators=[MinValueValidator(1)])
+    gpu = models.BooleanField("GPU", default=False, help_text="On: images are made for a GPU instance.")
+    create_endpoint = models.BooleanField(default=False, help_text="On: each model gets a live endpoint, which costs.")
+    s3_bucket = models.CharField(
+        max_length=63, blank=True, help_text="Blank: the site's bucket. {region} and {account} are filled in."
+    )
+    model_server = models.CharField(max_length=10, choices=ModelServer, default=ModelServer.DEFAULT, blank=True)
+    torchserve_config = models.JSONField(
+        default=dict,
+        blank=True,
+        help_text='Extra settings of the model server, e.g. {"default_response_timeout": 1200}.',
+    )
+    allow_sdists = models.BooleanField(
+        default=False, help_text="On: requirements without a wheel are built, in the sandbox, without network."
+    )
+    build_minutes = models.PositiveSmallIntegerField(
+        default=60, validators=[MinValueValidator(1), MaxValueValidator(600)], help_text="A longer build fails."
+    )
+    seconds_per_example = models.FloatField(
+        default=2.0,
+        validators=[MinValueValidator(0.001)],
+        help_text="A model may take this long for each example of a dataset, plus five minutes to start.",
+    )
+    memory_mb = models.PositiveIntegerField(
+        "memory (MiB)", default=4096, validators=[MinValueValidator(64)], help_text="A model that takes more is ended."
+    )
+
+    def __str__(self) -> str:
+        return f"build config of {self.task}"
+
+    def clean(self) -> None:
+        if not isinstance(self.torchserve_config, dict):
+            raise ValidationError({"torchserve_config": 'Write an object, like {"default_response_timeout": 1200}.'})
+        for key, value in self.torchserve_config.items():
+            if not re.fullmatch(r"[a-z_]+", key) or not isinstance(value, SERVER_CONFIG_VALUE):
+                raise ValidationError(
+                    {"torchserve_config": f"{key}: a name in small letters with text, true, false or a number."}
+                )
+        if self.gpu and not re.match(r"ml\.(p|g)\d", self.instance_type):
+            raise ValidationError({"gpu": f"{self.instance_type} has no GPU: choose an ml.p or ml.g instance."})
+        if "{" in self.s3_bucket and not re.fullmatch(r"([a-z0-9.-]|\{region\}|\{account\})+", self.s3_bucket):
+            raise ValidationError({"s3_bucket": "Only {region} and {account} can be filled in."})
+
+    @property
+    def bucket(self) -> str:
+        name = self.s3_bucket or settings.S3_BUCKET
+        return name.replace("{region}", self.aws_region)
+
+    @property
+    def memory_gib(self) -> float:
+        """What the memory metric counts down from."""
+        return self.memory_mb / 1024
+
+    def deadline_seconds(self, examples: int) -> int:
+        """How long one inference over that many examples may take."""
+        return min(settings.MAX_DEADLINE_SECONDS, 300 + int(examples * self.seconds_per_example))
+
+
+class TaskMetric(models.Model):
+    """A metric of a task, with its options and its weight on the leaderboard."""
+
+    class Kind(models.TextChoices):
+        PERF = "perf", "performance"
+        PERTURBATION = "perturbation"
+        JOB = "job"
+
+    task = models.ForeignKey(Task, on_delete=models.CASCADE, related_name="metrics")
+    kind = models.CharField(max_length=12, choices=Kind, default=Kind.PERF)
+    name = models.CharField(max_length=40, help_text="The metric, as docs/metrics.md lists them.")
+    reference = models.CharField(
+        max_length=60, blank=True, help_text="The field it compares. Blank: the only one that models predict."
+    )
+    options = models.JSONField(default=dict, blank=True, help_text='For example {"average": "binary"}.')
+    ranks = models.BooleanField(
+        "ranks models", default=False, help_text="Exactly one performance metric of a task ranks."
+    )
+    weight = models.FloatField(
+        default=1, validators=[MinValueValidator(0)], help_text="Default weight; 0 shows it without counting it."
+    )
+
+    class Meta:
+        ordering = ["-ranks", "pk"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["task", "name"], name="metric_once_per_task", violation_error_message="Twice the same metric."
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def clean(self) -> None:
+        known = {name for name in metrics.names() if metrics.get(name).kind == self.kind}
+        if self.name not in known:
+            raise ValidationError({"name": f"{self.kind} metrics are: {', '.join(sorted(known))}."})
+        if self.ranks and self.kind != self.Kind.PERF:
+            raise ValidationError({"ranks": "Only a performance metric can rank models."})
+        try:
+            metrics.check_options(self.name, self.options)
+        except metrics.MetricError as error:
+            raise ValidationError({"options": str(error)}) from error
+        self._clean_reference()
+
+    def _clean_reference(self) -> None:
+        try:
+            labels = self.task.format.label_names
+        except (FormatError, Task.DoesNotExist):
+            return  # said at the task's own field
+        if self.reference and self.reference not in labels:
+            raise ValidationError({"reference": f"Models predict: {', '.join(labels)}."})
+        if not self.reference and self.kind == self.Kind.PERF and len(labels) > 1:
+            raise ValidationError({"reference": f"Say which: {', '.join(labels)}."})
+
+    @property
+    def definition(self) -> metrics.Metric:
+        return metrics.get(self.name)
+
+    @property
+    def field(self) -> str:
+        return self.reference or self.task.format.label_names[0]
+
+    def pinned(self) -> dict[str, Any]:
+        """What a score of this metric depends on."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "field": self.field,
+            "options": self.options,
+            "version": self.definition.version,
+        }
+
+
+class DatasetQuerySet(models.QuerySet):
+    def scoring(self) -> Self:
+        return self.filter(access_type=Dataset.Access.SCORING)
+
+    def base(self) -> Self:
+        return self.filter(variant=Dataset.Variant.BASE)
+
+
+class Dataset(models.Model):
+    """One evaluation set of a task, in one variant; inputs and labels are separate objects."""
+
+    class Access(models.TextChoices):
+        SCORING = "scoring", "scoring (counts on the leaderboard)"
+        STANDARD = "standard", "standard (shown on the model's page)"
+        HIDDEN = "hidden", "hidden (only owners of the task see its scores)"
+
+    class Variant(models.TextChoices):
+        BASE = "base"
+        FAIRNESS = "fairness"
+        ROBUSTNESS = "robustness"
+
+    task = models.ForeignKey(Task, on_delete=models.CASCADE, related_name="datasets")
+    name = models.CharField(max_length=62, validators=[DATASET_NAME])
+    variant = models.CharField(
+        max_length=12,
+        choices=Variant,
+        default=Variant.BASE,
+        help_text="Fairness and robustness are perturbed copies of the base set of the same name.",
+    )
+    format = models.CharField(max_length=30, default="JsonLines", help_text="The class that reads it.")
+    access_type = models.CharField(max_length=10, choices=Access, default=Access.SCORING)
+    weight = models.FloatField(default=5, validators=[MinValueValidator(0)], help_text="Default weight in averages.")
+    description = models.TextField(blank=True)
+    source_url = models.URLField(blank=True)
+    examples = models.PositiveIntegerField(default=0, editable=False)
+    inputs_sha256 = models.CharField(max_length=64, blank=True, editable=False)
+    labels_sha256 = models.CharField(max_length=64, blank=True, editable=False)
+    created_at = models.DateTimeField(db_default=Now())
+
+    objects = DatasetQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["pk"]
+        constraints = [models.UniqueConstraint(fields=["task", "name", "variant"], name="dataset_once_per_task")]
+
+    def __str__(self) -> str:
+        return self.full_name
+
+    @property
+    def full_name(self) -> str:
+        """The name with the variant's prefix, as in storage keys: `fairness-tweets`."""
+        return self.name if self.variant == self.Variant.BASE else f"{self.variant}-{self.name}"
+
+    @property
+    def inputs_key(self) -> str:
+        return f"datasets/{self.task.code}/{self.full_name}.jsonl"
+
+    @property
+    def labels_key(self) -> str:
+        return f"labels/{self.task.code}/{self.full_name}.jsonl"
+
+    def base(self) -> Dataset | None:
+        return self.task.datasets.filter(name=self.name, variant=self.Variant.BASE).first()
