@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import time
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import yaml
 from django.conf import settings
 
@@ -23,7 +27,6 @@ from tasks_catalog.formats import FormatError
 from tasks_catalog.models import Task
 
 RUNTIME = Path(__file__).parent / "runtime"
-SMOKE_SECONDS = 300
 PROJECT = Path("home/model-server/code")
 MAX_ANSWER_BYTES = 1 << 20
 
@@ -53,12 +56,17 @@ class ImageBuilder:
         self._install(setup, stage, workdir)
         with self.record.step("pack image"):
             digest = self.sandbox.pack(stage, name=self.name, labels={"dynabench.archive": mar_sha256})
-        self._smoke(digest)
+        try:
+            self._smoke(digest)
+        except StepFailed:
+            self.sandbox.remove(digest)
+            raise
         return Image(digest, mar_sha256, mar_archive)
 
     @property
     def _serve_policy(self) -> SandboxPolicy:
-        return SandboxPolicy(memory_mb=self.task.build_config.memory_mb, deadline=SMOKE_SECONDS)
+        config = self.task.build_config
+        return SandboxPolicy(memory_mb=config.memory_mb, deadline=config.deadline_seconds(1))
 
     def _unpack(self, archive: Path, stage: Path) -> dict[str, Any]:
         with self.record.step("unpack") as log:
@@ -151,8 +159,9 @@ class ImageBuilder:
         example = self.task.format.sample_inputs(1)[0]
         with self.record.step("try one example") as log:
             log(f"asked: {json.dumps(example)}\n".encode())
-            with self.sandbox.serve(digest, policy=self._serve_policy, name=self.name) as server:
-                deadline = time.monotonic() + SMOKE_SECONDS
+            policy = self._serve_policy
+            with self.sandbox.serve(digest, policy=policy, name=self.name) as server:
+                deadline = time.monotonic() + policy.deadline
                 client = ModelClient(server, deadline=deadline, max_answer_bytes=MAX_ANSWER_BYTES)
                 try:
                     client.wait_until_ready()
@@ -179,8 +188,21 @@ class ImageBuilder:
             raise StepFailed("wrong_id", detail + " Answer with the uid of the example as `id`.")
 
 
-def new_workdir() -> tempfile.TemporaryDirectory[str]:
-    """A private directory for one build, on the disk of VAR."""
+@contextmanager
+def new_workdir(job: str) -> Iterator[Path]:
+    """A private directory for one job, on the disk of VAR."""
     parent = settings.VAR / "builds"
     parent.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix="build-", dir=parent, ignore_cleanup_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{job}.{os.getpid()}.", dir=parent, ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+def sweep_workdirs(live: Container[str]) -> list[str]:
+    """Remove the directories of killed workers; the names of their jobs."""
+    swept = []
+    for path in (settings.VAR / "builds").glob("*.*.*"):
+        job, pid, _ = path.name.split(".")
+        if job not in live and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+            swept.append(job)
+    return swept

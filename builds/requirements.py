@@ -20,7 +20,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from builds import sdists
-from builds.sandboxes.folder import DiskWatch, erase, job_mark
+from builds.sandboxes.folder import DiskWatch, erase, job_mark, seal
 from builds.sandboxes.policy import LimitExceeded, SandboxPolicy
 from builds.sandboxes.supervised import JOB_VARIABLE, Supervised
 
@@ -132,6 +132,8 @@ def fetch(
         if not sdists.fetch(culprit.requirement, wheels, python=python, max_bytes=max_bytes):
             raise failure
         remaining = [*(line for line in remaining if line is not culprit), *(_line(0, tool) for tool in BUILD_TOOLS)]
+    wheels.chmod(0o755)
+    seal(wheels)  # readable inside, whatever our umask
 
 
 def install_command() -> list[str]:
@@ -162,7 +164,7 @@ def runtime_library(log: Callable[[bytes], None]) -> Path:
         return made
     made.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="lib-", dir=made.parent))
-    argv = [*_pip(), "install", "--only-binary=:all:", "--no-compile", "--target", str(folder), "-r"]
+    argv = [*_pip("install"), "--only-binary=:all:", "--no-compile", "--target", str(folder), "-r"]
     policy = SandboxPolicy(memory_mb=2048, deadline=600)
     if _run([*argv, str(RUNTIME_REQUIREMENTS)], folder, log, name="runtime-library", policy=policy):
         shutil.rmtree(folder)
@@ -227,7 +229,7 @@ def _download(
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / REQUIREMENTS
         listed.write_text(_text(lines))
-        argv = [*_pip(), "download", "--only-binary=:all:", "--dest", str(wheels), *_target(python), "-r", str(listed)]
+        argv = [*_pip("download"), "--only-binary=:all:", "--dest", str(wheels), *_target(python), "-r", str(listed)]
         try:
             code = _run(argv, wheels, both, name=name, policy=policy)
         except LimitExceeded as error:
@@ -240,7 +242,8 @@ def _explained(output: str, lines: Sequence[Line]) -> RequirementsError:
         raise FetchError("The package index did not answer; the log says more.")
     if found := NO_MATCH.search(output):
         missing = found[1]
-        line = next((line.number for line in lines if line.name == _name_of(missing)), 0)
+        name = canonicalize_name(re.split(r"[^\w.-]", missing, maxsplit=1)[0])
+        line = next((line.number for line in lines if line.name == name), 0)
         return RequirementsError(
             f"No matching distribution found for {missing}. Only wheels for this Python are installed: "
             f"check the name and the version.",
@@ -251,26 +254,22 @@ def _explained(output: str, lines: Sequence[Line]) -> RequirementsError:
     return RequirementsError(f"pip could not fetch the requirements: {output.strip()[-500:]}")
 
 
-def _name_of(requirement: str) -> str:
-    return canonicalize_name(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
-
-
 def _run(argv: list[str], folder: Path, log: Callable[[bytes], None], *, name: str, policy: SandboxPolicy) -> int:
     """pip's exit code; what it unpacks meanwhile counts as `folder`'s."""
-    scratch = Path(tempfile.mkdtemp(prefix=".pip-", dir=folder))
-    env = _environment() | {"TMPDIR": str(scratch), JOB_VARIABLE: job_mark(name)}
+    mark, scratch = job_mark(name), Path(tempfile.mkdtemp(prefix=".pip-", dir=folder))
+    env = _environment() | {"TMPDIR": str(scratch), JOB_VARIABLE: mark}
     try:
         disk = DiskWatch([folder], policy.disk_mb)
-        with Supervised(argv, env=env, policy=policy, log=log, name=name, disk=disk, cwd=scratch) as running:
+        with Supervised(argv, env=env, policy=policy, log=log, mark=mark, disk=disk, cwd=scratch) as running:
             return running.finish()
     finally:
         erase(scratch)
 
 
-def _pip() -> list[str]:
+def _pip(command: str) -> list[str]:
     index = ["--index-url", settings.INDEX_URL] if settings.INDEX_URL else []
     trust = ["--cert", settings.BUILD_CA_BUNDLE] if settings.BUILD_CA_BUNDLE else []
-    return [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", *trust, *index]
+    return [sys.executable, "-m", "pip", command, "--no-input", "--disable-pip-version-check", *trust, *index]
 
 
 def _pip_install() -> list[str]:

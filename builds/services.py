@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from django.conf import settings
 from django.core.files import File
 from django.db import transaction
 from django.forms.models import model_to_dict
@@ -76,8 +75,7 @@ def _make_image(build: Build) -> None:
     builder = ImageBuilder(
         sandbox, RowRecorder(build, check), submission.task, submission.name, submission.endpoint_name
     )
-    with new_workdir() as name:
-        workdir = Path(name)
+    with new_workdir(submission.endpoint_name) as workdir:
         _require_disk(workdir, submission.size)
         try:
             image = builder.build(_fetch_archive(submission, workdir), workdir)
@@ -160,16 +158,6 @@ def sweep() -> None:
     ]:
         if build == Build.newest(build.submission):
             settle(build)
-    cancelled = Build.objects.unfinished().filter(submission__cancel_requested=True)
-    due = Build.objects.due().order_by("pk").union(cancelled)
-    queue.ring_again(
-        queue.BUILD_SUBMISSION, [build.submission_id for build in due[:SWEEP_BATCH]], cluster=queue.BUILD_CLUSTER
-    )
-
-
-def sweep_leftovers() -> None:
-    """Remove containers, processes and directories of builds and inferences that no longer run on this host."""
-    running = {build.submission.endpoint_name for build in Build.objects.running().select_related("submission")}
-    logger.info("leftovers: %s", sandboxes.sweep(running))
-    for path in (settings.VAR / "builds").glob("build-*"):
-        logger.info("left over: %s", path)
+    unfinished = Build.objects.unfinished().filter(submission__cancel_requested=True)
+    due = (Build.objects.due() | unfinished).order_by("pk").values_list("submission_id", flat=True)
+    queue.ring_again(queue.BUILD_SUBMISSION, due[:SWEEP_BATCH], cluster=queue.BUILD_CLUSTER)

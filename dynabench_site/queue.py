@@ -22,6 +22,8 @@ MESSAGES = (BUILD_SUBMISSION, EVALUATE_SUBMISSION, RUN_INFERENCES, RUN_SCORINGS)
 
 # What each stage makes good by itself: rows that should exist, statuses that should have followed.
 SWEEPS = ("submissions.services.sweep", "builds.services.sweep", "evaluations.services.sweep")
+# What is looked for rarely, on each host.
+SLOW_SWEEPS = ("evaluations.leftovers.sweep",)
 
 BUILD_CLUSTER = "build"
 RESERVED_CLUSTERS = {BUILD_CLUSTER, "all", "mail"}

@@ -13,6 +13,7 @@ VAR.mkdir(parents=True, exist_ok=True)
 DATABASES = {"default": database(env_str("DYNABENCH_DATABASE_URL") or f"sqlite://{VAR}/db.sqlite3")}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 SECRET_KEY = env_secret("DYNABENCH_SECRET_KEY", VAR / "secret_key")
+IS_SECRET_KEY_MADE_HERE = not env_str("DYNABENCH_SECRET_KEY")
 DEBUG = env_bool("DYNABENCH_DEBUG")
 PORT = env_int("DYNABENCH_PORT", 8000)
 BASE_URL = (env_str("DYNABENCH_BASE_URL") or f"http://127.0.0.1:{PORT}").rstrip("/")
@@ -57,7 +58,7 @@ INSTALLED_APPS = [
     "builds",
     "submissions",
     "tasks_catalog",
-    "dynabench_site",
+    "dynabench_site.apps.SiteConfig",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",

@@ -4,41 +4,50 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from django.conf import settings
-from django.db import Error as DatabaseError
 from django.db import connection
 from django.utils.module_loading import import_string
 
 from dynabench_site import clusters, jobs, outbox, queue
 
 logger = logging.getLogger(__name__)
+MAIL_SECONDS = 2
+LEFTOVERS_SECONDS = 300
 
 
 def sweep() -> None:
     """One round; running it twice, or in two clusters at once, changes nothing more."""
-    for model in jobs.all_models():
-        jobs.free_lost(model)
-    for name in queue.SWEEPS:
-        import_string(name)()
+    for step in _steps():
+        step()
+
+
+def _steps() -> list[Callable[[], object]]:
+    return [*(partial(jobs.free_lost, model) for model in jobs.all_models()), *map(import_string, queue.SWEEPS)]
 
 
 class Rounds(threading.Thread):
-    """Calls a function again and again until stopped; a database that is away is waited for."""
+    """Does its steps again and again until stopped; a step that fails is logged and keeps no other from its turn."""
 
-    def __init__(self, work: Callable[[], object], seconds: float) -> None:
-        super().__init__(daemon=True, name=work.__name__)
-        self.work, self.seconds, self.stopping = work, seconds, threading.Event()
+    def __init__(self, name: str, steps: Iterable[Callable[[], object]], seconds: float) -> None:
+        super().__init__(daemon=True, name=name)
+        self.steps, self.seconds, self.stopping = list(steps), seconds, threading.Event()
 
     def run(self) -> None:
-        while not self.stopping.wait(self.seconds):
-            try:
-                self.work()
-            except DatabaseError:
-                logger.exception("%s failed, next round in %s s", self.name, self.seconds)
-                connection.close()
+        while not self.stopping.is_set():
+            for step in self.steps:
+                self._do(step)
+            self.stopping.wait(self.seconds)
         connection.close()
+
+    def _do(self, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except Exception:  # noqa: BLE001 - the sweeper's edge: it must outlive whatever a row or a part does
+            logger.exception("%s: a step failed", self.name)
+            connection.close()
 
     def stop(self) -> None:
         self.stopping.set()
@@ -46,7 +55,12 @@ class Rounds(threading.Thread):
 
 def start() -> list[Rounds]:
     pace = settings.HEARTBEAT_SECONDS
-    rounds = [Rounds(clusters.beat, pace), Rounds(sweep, pace), Rounds(outbox.send_due, min(pace, 2))]
+    rounds = [
+        Rounds("heartbeat", [clusters.beat], pace),
+        Rounds("sweep", _steps(), pace),
+        Rounds("leftovers", map(import_string, queue.SLOW_SWEEPS), LEFTOVERS_SECONDS),
+        Rounds("mail", [outbox.send_due], min(pace, MAIL_SECONDS)),
+    ]
     for thread in rounds:
         thread.start()
     return rounds

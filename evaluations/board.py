@@ -127,13 +127,21 @@ def weights_from(query: QueryDict) -> tuple[dict[str, float], dict[str, float]]:
 
 def scores_of(submission: Submission, *, viewer: User | AnonymousUser) -> dict[str, dict[str, float]]:
     """The current scores by dataset and metric; those on hidden datasets for staff and the task's owners only."""
-    current = CurrentScores.objects.filter(submission=submission)
-    if not (viewer.is_staff or submission.task.owners.filter(pk=viewer.pk).exists()):
-        current = current.exclude(dataset__access_type=Dataset.Access.HIDDEN)
-    found: dict[str, dict[str, float]] = defaultdict(dict)
+    return scores_of_all([submission], viewer=viewer).get(submission.pk, {})
+
+
+def scores_of_all(
+    submissions: Iterable[Submission], *, viewer: User | AnonymousUser
+) -> dict[int, dict[str, dict[str, float]]]:
+    """The same for several submissions, by their ids."""
+    current = CurrentScores.objects.filter(submission__in=submissions)
+    if not viewer.is_staff:
+        owned = Task.owners.through.objects.filter(user_id=viewer.pk).values("task_id")
+        current = current.exclude(~Q(dataset__task__in=owned), dataset__access_type=Dataset.Access.HIDDEN)
+    found: dict[int, dict[str, dict[str, float]]] = defaultdict(dict)
     for row in current.select_related("dataset").prefetch_related("scoring__scores").order_by("dataset_id"):
-        for score in row.scoring.scores.all():
-            found[row.dataset.full_name][score.metric] = score.value
+        values = {score.metric: score.value for score in row.scoring.scores.all()}
+        found[row.submission_id][row.dataset.full_name] = values
     return dict(found)
 
 

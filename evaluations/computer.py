@@ -73,7 +73,7 @@ class Computer:
     ) -> Value:
         """Agreement with the model's own answers to the unperturbed examples, by the task's ranking metric."""
         base_dataset = scoring.dataset.base()
-        perf = scoring.dataset.task.perf_metric()
+        perf = pin.get("perf")
         if base_dataset is None or perf is None:
             raise metrics.MetricError(
                 f"{pin['name']} needs a base dataset {scoring.dataset.name} and a ranking metric."
@@ -81,13 +81,12 @@ class Computer:
         base = _read_predictions(_base_inference(scoring, base_dataset), _read_labels(base_dataset))
         variants: dict[str, list[Any]] = defaultdict(list)
         for uid, label in labels.items():
-            variants[label.input_id or ""].append(predictions[uid][perf.field])
+            variants[label.input_id or ""].append(predictions[uid][perf["field"]])
         if unknown := variants.keys() - base.keys():
             raise metrics.MetricError(f"input_id {min(unknown)!r} is not an example of {base_dataset.name}.")
         uids = list(base)
-        value = metrics.unperturbed_percent(
-            perf.name, [variants[uid] for uid in uids], [base[uid][perf.field] for uid in uids], **perf.options
-        )
+        originals = [base[uid][perf["field"]] for uid in uids]
+        value = metrics.unperturbed_percent(perf["name"], [variants[uid] for uid in uids], originals, **perf["options"])
         return Value(value, {})
 
     def _save(self, scoring: Scoring, values: dict[str, Value]) -> None:
@@ -111,11 +110,14 @@ def make_current(scoring: Scoring) -> None:
 
 
 def job_metric(name: str, inference: Inference) -> float:
-    """Examples per second, or GiB of memory at the peak, of the inference's own run."""
+    """Examples per second, or GiB of memory at the peak, of the inference's own run.
+
+    Two decimals are part of the definition: what is measured is no finer, and noise must not look like a trade.
+    """
     if name == "examples_per_second":
-        return inference.examples / max(inference.seconds or 0.0, 1e-6)
+        return round(inference.examples / max(inference.seconds or 0.0, 1e-6), 2)
     if name == "memory_utilization":
-        return (inference.peak_memory_bytes or 0) / BYTES_PER_GIB
+        return round((inference.peak_memory_bytes or 0) / BYTES_PER_GIB, 2)
     raise metrics.MetricError(f"{name} is not a job metric.")
 
 

@@ -47,7 +47,7 @@ def wanted_scoring(
 ) -> Scoring:
     """The scoring that the current metrics and labels ask for, not saved. `base` is needed for perturbed variants."""
     dataset = inference.dataset
-    pins = [metric.pinned() for metric in metrics if applies(metric, dataset)]
+    pins = pinned(metrics, dataset)
     base_sha256 = base.predictions_sha256 if base and dataset.variant != Dataset.Variant.BASE else ""
     made_from = (inference.predictions_sha256, base_sha256, dataset.labels_sha256, pins, SCORING_CODE_VERSION)
     return Scoring(
@@ -61,6 +61,17 @@ def wanted_scoring(
         code_version=SCORING_CODE_VERSION,
         fingerprint=fingerprint(*made_from),
     )
+
+
+def pinned(metrics: Iterable[TaskMetric], dataset: Dataset) -> list[dict[str, Any]]:
+    """What the scores on a dataset depend on, in an order that doesn't: a perturbation metric also on what ranks."""
+    rows = sorted(metrics, key=lambda metric: metric.name)
+    ranking = [metric.pinned() for metric in rows if metric.ranks]
+    return [
+        metric.pinned() | ({"perf": ranking[0]} if ranking and metric.kind == TaskMetric.Kind.PERTURBATION else {})
+        for metric in rows
+        if applies(metric, dataset)
+    ]
 
 
 def applies(metric: TaskMetric, dataset: Dataset) -> bool:
@@ -110,15 +121,22 @@ class Planner:
         self.datasets = list(task.datasets.all() if datasets is None else datasets)
         for row in self.datasets:
             row.task = task
-        self.builds = self._newest(Build.objects.filter(submission__in=self.submissions), "submission_id")
+        builds = Build.objects.filter(submission__in=self.submissions)
         inferences = Inference.objects.filter(submission__in=self.submissions, dataset__task=task)
-        self.inferences = self._newest(inferences.defer("error_detail"), "submission_id", "dataset_id")
+        self.builds, _ = self._newest(builds, "submission_id")
+        self.inferences, self.inference_runs = self._newest(inferences, "submission_id", "dataset_id")
         scorings = Scoring.objects.filter(inference__in=[row.pk for row in self.inferences.values()])
-        self.scorings = self._newest(scorings.defer("error_detail"), "inference_id")
+        self.scorings, self.scoring_runs = self._newest(scorings, "inference_id")
 
     @staticmethod
-    def _newest(rows: Any, *key: str) -> dict[Any, Any]:
-        return {tuple(getattr(row, name) for name in key): row for row in rows.order_by("pk")}
+    def _newest(rows: Any, *key: str) -> tuple[dict[Any, Any], dict[Any, int]]:
+        """The newest row of each key, and the last run of each key and fingerprint."""
+        newest, runs = {}, {}
+        for row in rows.defer("error_detail").order_by("pk"):
+            place = tuple(getattr(row, name) for name in key)
+            newest[place] = row
+            runs[*place, getattr(row, "fingerprint", "")] = row.run
+        return newest, runs
 
     def plan(self, force: Stage = "") -> Plan:
         plan = Plan()
@@ -135,7 +153,7 @@ class Planner:
         wanted = wanted_inference(build, dataset, self.config)
         found = self.inferences.get((build.submission_id, dataset.pk))
         if found is None or _is_stale(found, wanted, force == "inference"):
-            wanted.run = found.run + 1 if found and found.fingerprint == wanted.fingerprint else 1
+            wanted.run = 1 + self.inference_runs.get((build.submission_id, dataset.pk, wanted.fingerprint), 0)
             plan.inferences.append(wanted)
         elif found.status == Inference.Status.DEAD:
             plan.revived.append(found)
@@ -150,7 +168,7 @@ class Planner:
         wanted = wanted_scoring(inference, base, self.metrics, self.config)
         found = self.scorings.get((inference.pk,))
         if found is None or _is_stale(found, wanted, force == "scores"):
-            wanted.run = found.run + 1 if found and found.fingerprint == wanted.fingerprint else 1
+            wanted.run = 1 + self.scoring_runs.get((inference.pk, wanted.fingerprint), 0)
             plan.scorings.append(wanted)
         elif found.status == Scoring.Status.DEAD:
             plan.revived.append(found)

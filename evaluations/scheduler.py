@@ -13,7 +13,7 @@ from submissions.models import Submission
 from tasks_catalog.models import EvalServer
 
 POLL_SECONDS = 15
-STARTUP_SECONDS = 300
+MARGIN_SECONDS = 60
 
 
 class Scheduler:
@@ -34,7 +34,7 @@ class Scheduler:
 
     def run(self, inference: Inference) -> None:
         """Start a claimed inference, or look again at one that was started."""
-        deadline = inference.limits["deadline_seconds"] + STARTUP_SECONDS
+        deadline = inference.limits["deadline_seconds"] + MARGIN_SECONDS
         jobs.work(inference, partial(self._advance, inference), deadline_seconds=deadline)
 
     def _advance(self, inference: Inference) -> None:

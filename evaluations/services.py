@@ -202,6 +202,8 @@ def unpublish(submission: Submission) -> None:
 
 def retry(submission: Submission, *, by: str = "") -> None:
     """Try again what failed: the build, or the inferences and scorings."""
+    if submission.status in {Submission.Status.CANCELLED, Submission.Status.TAKEN_DOWN}:
+        raise Conflict("not_retryable", f"{submission.name} is {submission.get_status_display()}. Send it again.")
     build = Build.newest(submission)
     if build and build.can_retry:
         builds.retry(build, by=by)

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
-from django.contrib.auth.models import User
+from django.contrib.auth.models import AnonymousUser, User
 from django.core.exceptions import ValidationError
 from django.core.files.storage import Storage
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
@@ -63,6 +63,13 @@ class EvalServer(models.Model):
 class TaskQuerySet(models.QuerySet):
     def visible(self) -> Self:
         return self.filter(is_hidden=False)
+
+    def visible_to(self, user: User | AnonymousUser) -> Self:
+        """Hidden ones for staff and their owners only."""
+        if user.is_staff:
+            return self
+        owned = Task.owners.through.objects.filter(user_id=user.pk).values("task_id")
+        return self.filter(models.Q(is_hidden=False) | models.Q(pk__in=owned))
 
     def submitable(self) -> Self:
         return self.filter(submitable=True)
@@ -128,7 +135,7 @@ class Task(models.Model):
             return ""
         deltas = [row.name for row in rows if row.kind == TaskMetric.Kind.PERTURBATION]
         weights = {row.name: row.weight for row in rows}
-        return render_config(self.format, {"type": perf.name, "reference_name": perf.reference}, deltas, weights)
+        return render_config(self.format, {"type": perf.name, "reference_name": perf.field}, deltas, weights)
 
     def storage(self) -> Storage:
         config = self.build_config
@@ -182,7 +189,10 @@ class BuildConfig(models.Model):
     seconds_per_example = models.FloatField(
         default=2.0,
         validators=[MinValueValidator(0.001)],
-        help_text="A model may take this long for each example of a dataset, plus five minutes to start.",
+        help_text="A model may take this long for each example of a dataset, on average.",
+    )
+    startup_seconds = models.PositiveSmallIntegerField(
+        default=300, validators=[MinValueValidator(1)], help_text="A model may take this long to load."
     )
     memory_mb = models.PositiveIntegerField(
         "memory (MiB)", default=4096, validators=[MinValueValidator(64)], help_text="A model that takes more is ended."
@@ -216,7 +226,8 @@ class BuildConfig(models.Model):
 
     def deadline_seconds(self, examples: int) -> int:
         """How long one inference over that many examples may take."""
-        return min(settings.MAX_DEADLINE_SECONDS, 300 + int(examples * self.seconds_per_example))
+        seconds = self.startup_seconds + int(examples * self.seconds_per_example) + 1
+        return min(settings.MAX_DEADLINE_SECONDS, seconds)
 
 
 class TaskMetric(models.Model):

@@ -10,10 +10,12 @@ from django.conf import settings
 
 from builds.sandboxes.bwrap import BwrapSandbox
 from builds.sandboxes.docker import DockerSandbox
-from builds.sandboxes.policy import NoSandbox, SandboxError
+from builds.sandboxes.policy import NoSandbox, SandboxError, SandboxUnavailable
 from builds.sandboxes.process import ProcessSandbox
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from builds.sandboxes.policy import Sandbox
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,17 @@ def choose(*, trusted: bool = False) -> Sandbox:
     Remembered per process once found. Raises `NoSandbox` with what to install.
     """
     return _chosen(settings.SANDBOX, trusted or settings.ALLOW_UNSANDBOXED)
+
+
+def sweep(live: Container[str]) -> list[str]:
+    """Ends and removes what dead workers left on this host of jobs not in `live`; the names of those jobs."""
+    swept = set()
+    for name in SANDBOXES:
+        try:
+            swept.update(by_name(name).sweep(live))
+        except SandboxUnavailable:
+            continue  # where it can't run it left nothing
+    return sorted(swept)
 
 
 @cache

@@ -96,7 +96,7 @@ class DockerSandbox:
             image, _ = client.images.build(
                 path=str(stage),
                 dockerfile=str(DOCKERFILE),
-                tag=f"dynabench/{name.lower()}",
+                tag=f"dynabench-{folder.installation()}/{name.lower()}",
                 buildargs={"BASE": settings.BASE_IMAGE},
                 labels={**labels, JOB_LABEL: folder.job_mark(name)},
                 network_mode="none",
@@ -114,7 +114,7 @@ class DockerSandbox:
             "tmpfs": {"/tmp": f"noexec,nosuid,nodev,size={policy.tmpfs_mb}m"},
             "user": f"{NOBODY}:{NOBODY}",
         }
-        with folder.socket_folder(name) as sockets, engine() as client:
+        with folder.socket_folder(folder.job_mark(name)) as sockets, engine() as client:
             mounted = [Mount(sockets, folder.SOCKET_FOLDER, True)]
             with container(client, image, name, mounted, options) as made:
                 made.start()
@@ -132,8 +132,7 @@ class DockerSandbox:
         swept = set(folder.sweep_folders(live))
         with engine() as client:
             for found in client.containers.list(all=True, filters={"label": JOB_LABEL}, ignore_removed=True):
-                job = folder.marked_job(found.labels[JOB_LABEL])
-                if job is not None and job not in live:
+                if (job := folder.left_over(found.labels[JOB_LABEL], live)) is not None:
                     remove(found)
                     swept.add(job)
         return sorted(swept)
@@ -265,6 +264,8 @@ def until_ended(made: DockerContainer, end: float, policy: SandboxPolicy, disk: 
         if exceeded := disk.exceeded():
             raise exceeded
         time.sleep(POLL_SECONDS)
+    if exceeded := disk.exceeded(now=True):
+        raise exceeded
     if now["ExitCode"] == KILLED:
         time.sleep(POLL_SECONDS)  # The engine may learn a moment later that memory was the reason.
     return state(made)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import re
+import secrets
 import socket
 import stat
 import subprocess
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 from django.conf import settings
 
 from builds.sandboxes.policy import MEBIBYTE, NOBODY, LimitExceeded, SandboxError, TooMuchDisk
@@ -33,6 +35,7 @@ SOCKET_INSIDE = f"{SOCKET_FOLDER}/{SOCKET_NAME}"
 # sun_path holds 108 bytes with its closing NUL.
 LONGEST_SOCKET_PATH = 107
 LONGEST_PATH = 3072
+MARK = re.compile(r"dyna-(?P<installation>\w+):(?P<pid>\d+):\w+:(?P<name>.*)")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 JOB_FILE = "job"
 # What a server may leave beside its socket, MiB.
@@ -56,13 +59,21 @@ def installation() -> str:
 
 
 def job_mark(name: str) -> str:
-    """What a process or container of the job carries; `marked_job` reads it."""
-    return f"dyna-{installation()}:{name}"
+    """What all that one run of the job starts carries: our installation, this worker, the run, the job."""
+    return f"dyna-{installation()}:{os.getpid()}:{secrets.token_hex(4)}:{name}"
 
 
 def marked_job(mark: str) -> str | None:
-    owner, _, name = mark.partition(":")
-    return name if owner == f"dyna-{installation()}" else None
+    """The job's name; None when the mark is not of this installation."""
+    found = MARK.fullmatch(mark)
+    return found["name"] if found and found["installation"] == installation() else None
+
+
+def left_over(mark: str, live: Container[str]) -> str | None:
+    """The name of the job that left this behind; None when it is live, its worker is, or it is not ours."""
+    name, found = marked_job(mark), MARK.fullmatch(mark)
+    is_left = name is not None and name not in live and found and not psutil.pid_exists(int(found["pid"]))
+    return name if is_left else None
 
 
 def at(root: Path, inside: str) -> Path:
@@ -85,28 +96,35 @@ def image_mounts(image: Path, sockets: Path) -> list[Mount]:
 
 
 def entries(root: Path) -> Iterator[os.DirEntry[str]]:
-    """Everything below `root`, links not followed; `LimitExceeded` where paths get too long to use."""
+    """Everything below `root`, links not followed; `LimitExceeded` where hostile code left what can't be walked."""
     folders = [str(root)]
     while folders:
-        with os.scandir(folders.pop()) as found:
-            for entry in found:
-                if len(os.fsencode(entry.path)) > LONGEST_PATH:
-                    raise LimitExceeded(f"Folders are nested too deeply: {entry.path[-80:]}")
-                yield entry
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
+        for entry in _listed(folders.pop()):
+            if len(os.fsencode(entry.path)) > LONGEST_PATH:
+                raise LimitExceeded(f"Folders are nested too deeply: {entry.path[-80:]}")
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
 
 
-def size_of(*folders: Path) -> int:
-    """Bytes below the folders; what vanishes meanwhile does not count."""
+def _listed(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except PermissionError as error:
+        raise LimitExceeded(f"A folder can't be read: {folder[-80:]}") from error
+    except (FileNotFoundError, NotADirectoryError):
+        return []  # gone meanwhile
+
+
+def size_of(folder: Path) -> int:
+    """Bytes below the folder; what vanishes meanwhile does not count."""
     total = 0
-    for folder in folders:
-        for _, _, files, handle in os.fwalk(folder):
-            for name in files:
-                try:
-                    total += os.stat(name, dir_fd=handle, follow_symlinks=False).st_size
-                except FileNotFoundError:
-                    continue
+    for entry in entries(folder):
+        try:
+            total += entry.stat(follow_symlinks=False).st_size
+        except FileNotFoundError:
+            continue
     return total
 
 
@@ -116,13 +134,17 @@ class DiskWatch:
     def __init__(self, folders: Sequence[Path], room_mb: int) -> None:
         self._folders = folders
         self._room_mb = room_mb
-        self._full = size_of(*folders) + room_mb * MEBIBYTE
+        self._full = sum(map(size_of, folders)) + room_mb * MEBIBYTE
         self._next = 0.0
 
-    def exceeded(self) -> TooMuchDisk | None:
-        if not self._folders or time.monotonic() < self._next:
+    def exceeded(self, *, now: bool = False) -> LimitExceeded | None:
+        """Looks only every DISK_SECONDS, unless `now`."""
+        if time.monotonic() < self._next and not now:
             return None
-        is_full = size_of(*self._folders) > self._full
+        try:
+            is_full = sum(map(size_of, self._folders)) > self._full
+        except LimitExceeded as error:
+            return error
         self._next = time.monotonic() + DISK_SECONDS
         return TooMuchDisk(f"It wrote more than {self._room_mb} MiB and was stopped.") if is_full else None
 
@@ -210,11 +232,11 @@ def scratch_for(stage: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def socket_folder(job: str) -> Iterator[Path]:
+def socket_folder(mark: str) -> Iterator[Path]:
     """A folder where only this job's server and we meet; its path is short enough for a Unix socket."""
     root = Path(tempfile.mkdtemp(prefix=f"dyna-{installation()}-"))
     try:
-        (root / JOB_FILE).write_text(job)
+        (root / JOB_FILE).write_text(mark)
         folder = root / "run"
         folder.mkdir()
         # Its parent is ours alone, so only the server inside the sandbox gains from this.
@@ -231,7 +253,8 @@ def sweep_folders(live: Container[str]) -> list[str]:
     swept = []
     for root in Path(tempfile.gettempdir()).glob(f"dyna-{installation()}-*"):
         job = root / JOB_FILE
-        if root.stat().st_uid == os.geteuid() and job.is_file() and (name := job.read_text()) not in live:
+        is_ours = root.stat().st_uid == os.geteuid() and job.is_file()
+        if is_ours and (name := left_over(job.read_text(), live)) is not None:
             erase(root)
             swept.append(name)
     return swept

@@ -163,4 +163,4 @@ class Sandbox(Protocol):
         """The image is gone from this host, also when it was not there."""
 
     def sweep(self, live: Container[str]) -> list[str]:
-        """Ends and removes what jobs not in `live` left behind; their names."""
+        """Ends and removes what dead workers left of jobs not in `live`; the names of those jobs."""

@@ -58,7 +58,7 @@ class LocalServer:
         return self._running.peak_memory
 
 
-def base_environment(scratch: str, name: str) -> dict[str, str]:
+def base_environment(scratch: str, mark: str) -> dict[str, str]:
     """All that sandboxed code gets from us: where python is, where it may write, whose it is."""
     return {
         "PATH": f"{sys.base_prefix}/bin:/usr/bin:/bin",
@@ -68,7 +68,7 @@ def base_environment(scratch: str, name: str) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
-        JOB_VARIABLE: folder.job_mark(name),
+        JOB_VARIABLE: mark,
     }
 
 
@@ -94,13 +94,14 @@ class FolderSandbox:
         name: str,
         mounts: Mapping[Path, str] | None = None,
     ) -> int:
+        mark = folder.job_mark(name)
         with folder.scratch_for(stage) as scratch:
             mounted = folder.stage_mounts(stage, scratch, mounts or {})
-            inside = {**base_environment(folder.SCRATCH, name), **env}
+            inside = {**base_environment(folder.SCRATCH, mark), **env}
             argv, environment = self.wrap(command, mounts=mounted, env=inside, policy=policy)
             disk = DiskWatch([mount.host for mount in mounted if mount.writable], policy.disk_mb)
             with Supervised(
-                argv, env=environment, policy=policy, log=log, name=name, disk=disk, cwd=scratch
+                argv, env=environment, policy=policy, log=log, mark=mark, disk=disk, cwd=scratch
             ) as running:
                 return running.finish()
 
@@ -112,22 +113,23 @@ class FolderSandbox:
         root = folder.image_folder(image)
         if not root.is_dir():
             raise SandboxError(f"Image {image} is not on this host: build it again.")
-        with folder.socket_folder(name) as sockets:
+        mark = folder.job_mark(name)
+        with folder.socket_folder(mark) as sockets:
             tail = Tail()
             argv, environment = self.wrap(
                 RUNTIME,
                 mounts=folder.image_mounts(root, sockets),
-                env=self.server_environment(root, name),
+                env=self.server_environment(root, mark),
                 policy=policy,
             )
             disk = DiskWatch([sockets], folder.SOCKET_FOLDER_MB)
             with Supervised(
-                argv, env=environment, policy=policy, log=tail.write, name=name, disk=disk, cwd=sockets
+                argv, env=environment, policy=policy, log=tail.write, mark=mark, disk=disk, cwd=sockets
             ) as running:
                 yield LocalServer(running, sockets / folder.SOCKET_NAME, tail)
 
-    def server_environment(self, root: Path, name: str) -> dict[str, str]:
-        return base_environment("/tmp", name) | {"DYNABENCH_SOCKET": folder.SOCKET_INSIDE}
+    def server_environment(self, root: Path, mark: str) -> dict[str, str]:
+        return base_environment("/tmp", mark) | {"DYNABENCH_SOCKET": folder.SOCKET_INSIDE}
 
     def remove(self, image: str) -> None:
         folder.erase(folder.image_folder(image))
@@ -152,8 +154,8 @@ class ProcessSandbox(FolderSandbox):
         argv = limited([relocated(part, on_host) for part in command], policy, os.getuid())
         return argv, {key: relocated(value, on_host) for key, value in env.items()}
 
-    def server_environment(self, root: Path, name: str) -> dict[str, str]:
-        return super().server_environment(root, name) | {"DYNABENCH_ROOT": str(root)}
+    def server_environment(self, root: Path, mark: str) -> dict[str, str]:
+        return super().server_environment(root, mark) | {"DYNABENCH_ROOT": str(root)}
 
 
 def relocated(text: str, on_host: Mapping[str, str]) -> str:

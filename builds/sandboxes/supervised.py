@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 import psutil
 
-from builds.sandboxes.folder import DiskWatch, marked_job
+from builds.sandboxes.folder import DiskWatch, left_over, marked_job
 from builds.sandboxes.policy import MEBIBYTE, CappedLog, LimitExceeded, SandboxError, SandboxPolicy
 
 if TYPE_CHECKING:
@@ -49,20 +49,21 @@ def threads_of(uid: int) -> int:
     return sum(p.info["num_threads"] or 0 for p in found if p.info["uids"] and p.info["uids"].real == uid)
 
 
-def job_of(process: psutil.Process) -> str | None:
-    """The job of ours that the process bears in its environment or arguments."""
+def mark_of(process: psutil.Process) -> str | None:
+    """The mark of ours that the process bears in its environment or arguments."""
     try:
         marks = [process.environ().get(JOB_VARIABLE, ""), *process.cmdline()]
     except psutil.Error:
         return None
-    return next((name for mark in marks if (name := marked_job(mark)) is not None), None)
+    return next((mark for mark in marks if marked_job(mark) is not None), None)
 
 
 def sweep_processes(live: Container[str]) -> list[str]:
-    """Processes of jobs that are not live are killed; the names of those jobs."""
+    """Processes that dead workers left are killed; the names of their jobs."""
     swept = []
     for process in psutil.process_iter():
-        if (name := job_of(process)) is not None and name not in live:
+        mark = mark_of(process)
+        if mark and (name := left_over(mark, live)) is not None:
             _kill(process)
             swept.append(name)
     return swept
@@ -71,7 +72,7 @@ def sweep_processes(live: Container[str]) -> list[str]:
 class Supervised:
     """A running command; leaving the context kills it and all it started.
 
-    `env` is its whole environment, `disk` watches what it may fill. Its output goes to `log`.
+    `env` is its whole environment, `mark` is in it or in `argv`, `disk` watches what it may fill.
     """
 
     def __init__(
@@ -81,14 +82,14 @@ class Supervised:
         env: Mapping[str, str],
         policy: SandboxPolicy,
         log: Callable[[bytes], None],
-        name: str,
+        mark: str,
         disk: DiskWatch,
         cwd: Path | None = None,
     ) -> None:
         self.peak_memory = 0
         self.exceeded: LimitExceeded | None = None
         self._policy = policy
-        self._name = name
+        self._mark = mark
         self._disk = disk
         self._log = CappedLog(log, policy.log_cap)
         self._end = time.monotonic() + policy.deadline
@@ -151,13 +152,15 @@ class Supervised:
                 self._log.write(chunk)
 
     def _watch(self) -> None:
-        while self.alive() and not self.exceeded:
-            self.exceeded = self._measure() or self._disk.exceeded()
-            time.sleep(POLL_SECONDS)
-        if self._popen.returncode in {-signal.SIGXCPU, 128 + signal.SIGXCPU}:
-            self.exceeded = self._policy.too_busy()
-        if self.exceeded:
-            self.kill()
+        try:
+            while self.alive() and not self.exceeded:
+                self.exceeded = self._measure() or self._disk.exceeded()
+                time.sleep(POLL_SECONDS)
+            self.exceeded = self.exceeded or self._disk.exceeded(now=True)
+            if self._popen.returncode in {-signal.SIGXCPU, 128 + signal.SIGXCPU}:
+                self.exceeded = self._policy.too_busy()
+        finally:
+            self.kill()  # also when watching failed: nothing runs unwatched
 
     def _measure(self) -> LimitExceeded | None:
         memory, threads = _use(_family(self._popen.pid))
@@ -169,7 +172,7 @@ class Supervised:
         return self._policy.too_many() if threads > self._policy.pids else None
 
     def _relatives(self) -> list[psutil.Process]:
-        return [process for process in psutil.process_iter() if job_of(process) == self._name]
+        return [process for process in psutil.process_iter() if mark_of(process) == self._mark]
 
 
 def _family(pid: int) -> list[psutil.Process]:

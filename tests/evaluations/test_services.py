@@ -61,7 +61,7 @@ def test_scores_are_computed_overall_and_by_tag(evaluated, dataset):
         "short": {"value": 100.0, "examples": 2},
     }
     assert scores["examples_per_second"].value == 8.0
-    assert scores["memory_utilization"].value == 0.0625
+    assert scores["memory_utilization"].value == 0.06
 
 
 def test_changing_a_metric_scores_again_without_an_inference(evaluated, task):

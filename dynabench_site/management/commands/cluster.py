@@ -23,6 +23,7 @@ STOP_SECONDS = 6
 
 class Command(BaseCommand):
     help = "Run the workers and the sweeper of one cluster until SIGTERM."
+    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name", help="`build`, or the name of an eval server")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from contextlib import nullcontext
 from typing import Any
@@ -34,6 +35,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, no_serve: bool, json: bool, **options: Any) -> None:
         self.started, self.as_json = time.monotonic(), json
         self.console = Console(stderr=json, highlight=False)
+        logging.getLogger("builds").setLevel(logging.WARNING)
         self._prepare()
         with Services(["build", "default"]) as services:
             result = self._run()
@@ -93,7 +95,7 @@ class Command(BaseCommand):
             line = f"{names[pk]}: {_status(state)}"
             if shown.get(pk) != line:
                 shown[pk] = line
-                self.console.print(f"  {time.monotonic() - self.started:5.1f} s  {line}", markup=False)
+                self.console.print(f"  {time.monotonic() - self.started:5.1f} s  {line}", markup=False, soft_wrap=True)
 
     def _show_board(self, code: str, board: dict[str, Any]) -> None:
         table = Table(title=f"Leaderboard of {code}", title_justify="left")
@@ -141,7 +143,7 @@ def _model(name: str, detail: dict[str, Any], score: float | None) -> dict[str, 
 def _status(state: dict[str, Any]) -> str:
     if state["error"]:
         return f"{state['status']}: {state['error']['detail']}"
-    done = f", scores on {len(state['scores'])} datasets" if state["scores"] else ""
+    done = f", scored on {len(state['scores'])}" if state["scores"] else ""
     waiting = f" (waiting for {state['waiting_for']})" if state["waiting_for"] else ""
     return state["status"] + done + waiting
 

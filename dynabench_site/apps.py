@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+from importlib import import_module
+
+from django.apps import AppConfig
+
+
+class SiteConfig(AppConfig):
+    name = "dynabench_site"
+
+    def ready(self) -> None:
+        import_module("dynabench_site.checks")
