@@ -63,7 +63,9 @@ def retry(build: Build, *, by: str = "") -> None:
     with transaction.atomic():
         if not build.retry(by=by):
             raise Conflict("not_retryable", f"The build is {build.status}: there is nothing to retry.")
-        build.submission.advance(Submission.Status.BUILDING, reason="retry", error_code="", error_detail="")
+        build.submission.advance(
+            Submission.Status.BUILDING, reason="retry", cancel_requested=False, error_code="", error_detail=""
+        )
         queue.send(queue.BUILD_SUBMISSION, build.submission_id, cluster=queue.BUILD_CLUSTER)
 
 

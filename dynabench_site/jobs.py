@@ -120,7 +120,7 @@ class Job(Stateful):
 
     @property
     def can_retry(self) -> bool:
-        return self.Status.QUEUED in self.TRANSITIONS.get(self.status, ())
+        return self.status in {self.Status.FAILED, self.Status.DEAD}
 
     def claim(self) -> bool:
         """Take the job, or learn that it isn't ours to take; the attempt is counted before the work."""

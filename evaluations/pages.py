@@ -279,7 +279,8 @@ def _why(submission: Submission, alive: Collection[str]) -> str:
     is_built = submission.status == Submission.Status.EVALUATING
     cluster = submission.task.build_config.eval_server_id if is_built else BUILD_CLUSTER
     if cluster not in alive:
-        return f"waiting for the server {cluster}, which is not running"
+        server = f"eval server {cluster}" if is_built else "the build server"
+        return f"waiting for {server}, which is not running"
     return f"waiting for {submission.waits}" if submission.waits else ""
 
 

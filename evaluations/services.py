@@ -214,7 +214,9 @@ def retry(submission: Submission, *, by: str = "") -> None:
     with transaction.atomic():
         for job in jobs:
             job.retry(by=by)
-        submission.advance(Submission.Status.EVALUATING, reason="retry", error_code="", error_detail="")
+        submission.advance(
+            Submission.Status.EVALUATING, reason="retry", cancel_requested=False, error_code="", error_detail=""
+        )
         _ring(Plan(revived=jobs))
 
 

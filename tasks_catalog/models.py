@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 CLUSTER_NAME = RegexValidator(r"^[a-z0-9][a-z0-9-]{0,30}$", "Small letters, digits and hyphens, at most 31.")
 TASK_CODE = RegexValidator(r"^[a-zA-Z0-9_-]*[a-zA-Z][a-zA-Z0-9_-]*$", "Letters, digits, _ and -, with a letter.")
 DATASET_NAME = RegexValidator(r"^[a-zA-Z0-9-]{1,62}$", "Letters, digits and hyphens, at most 62.")
+BUCKET = re.compile(r"(?!.*\.\.)[a-z0-9][a-z0-9.-]*[a-z0-9]")
 RESERVED_TASK_CODES = {"submitable", "upload", "owners"}
 SERVER_CONFIG_VALUE = (str, bool, int)
+
+
+def main_region() -> str:
+    return settings.AWS_REGION
 
 
 class EvalServer(models.Model):
@@ -158,7 +163,7 @@ class BuildConfig(models.Model):
     )
     aws_region = models.CharField(
         max_length=25,
-        default="us-west-1",
+        default=main_region,
         validators=[RegexValidator(r"^[a-z]{2}(-[a-z]+)+-\d$", "A region is written like us-west-1.")],
         help_text="Where the task's files, images and jobs live.",
     )
@@ -211,8 +216,9 @@ class BuildConfig(models.Model):
                 )
         if self.gpu and not re.match(r"ml\.(p|g)\d", self.instance_type):
             raise ValidationError({"gpu": f"{self.instance_type} has no GPU: choose an ml.p or ml.g instance."})
-        if "{" in self.s3_bucket and not re.fullmatch(r"([a-z0-9.-]|\{region\}|\{account\})+", self.s3_bucket):
-            raise ValidationError({"s3_bucket": "Only {region} and {account} can be filled in."})
+        if self.s3_bucket and not BUCKET.fullmatch(self.s3_bucket.replace("{region}", "r").replace("{account}", "a")):
+            rule = "Small letters, digits, dots and hyphens; {region} and {account} are filled in."
+            raise ValidationError({"s3_bucket": rule})
 
     @property
     def bucket(self) -> str:

@@ -33,13 +33,18 @@ from submissions.models import Submission
 from tasks_catalog.models import BuildConfig, Dataset, EvalServer, Task, TaskMetric
 
 PLACES = {"aws_region", "s3_bucket"}
-OBJECTS = {models.JSONField: {"form_class": ObjectField}}
+LARGEST_NUMBER = 1_000_000
+FIELD_RULES = {
+    models.JSONField: {"form_class": ObjectField},
+    models.FloatField: {"max_value": LARGEST_NUMBER},
+    models.URLField: {"assume_scheme": "https"},
+}
 
 
 class BuildConfigInline(StaffMay, admin.StackedInline):
     model = BuildConfig
     form = BuildConfigForm
-    formfield_overrides = OBJECTS
+    formfield_overrides = FIELD_RULES
     can_delete = False
     min_num = max_num = 1
     verbose_name_plural = "build config"
@@ -50,7 +55,7 @@ class BuildConfigInline(StaffMay, admin.StackedInline):
                 "fields": [
                     "eval_server",
                     ("instance_type", "instance_count", "gpu"),
-                    ("seconds_per_example", "memory_mb"),
+                    ("seconds_per_example", "startup_seconds", "memory_mb"),
                 ]
             },
         ),
@@ -63,7 +68,7 @@ class TaskMetricInline(StaffMay, admin.TabularInline):
     model = TaskMetric
     form = TaskMetricForm
     formset = TaskMetricFormSet
-    formfield_overrides = OBJECTS
+    formfield_overrides = FIELD_RULES
     extra = 0
     min_num = 1
 
@@ -193,6 +198,7 @@ def _consequences(task: Task) -> str:
 @admin.register(Dataset)
 class DatasetAdmin(StaffMay, admin.ModelAdmin):
     form = DatasetForm
+    formfield_overrides = FIELD_RULES
     list_display = ["full_name", "task", "variant", "access_type", "weight", "examples", "created_at"]
     list_filter = ["task", "variant", "access_type"]
     list_select_related = ["task"]
@@ -207,6 +213,7 @@ class DatasetAdmin(StaffMay, admin.ModelAdmin):
 
     def save_model(self, request: HttpRequest, dataset: Dataset, form: ModelForm, change: bool) -> None:
         if file := form.cleaned_data.get("file"):
+            file.seek(0)  # it was read to the end when it was checked
             summary = store_dataset_file(dataset, file)
             self.message_user(request, _welcome(dataset, summary), messages.SUCCESS)
         else:

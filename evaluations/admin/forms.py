@@ -159,4 +159,3 @@ def _check_file(dataset: Dataset, file: BinaryIO) -> None:
             if label.input_id not in known:
                 detail = f"the input_id of {uid} is {label.input_id!r}, which is no uid of {base}."
                 raise DatasetError(number, "input_id", detail)
-    file.seek(0)

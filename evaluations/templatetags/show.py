@@ -24,9 +24,9 @@ def number(value: float | None, unit: str = "") -> str:
     """A value in that unit, without the unit: percentages with two decimals, else three significant digits."""
     if value is None:
         return NOTHING
-    if unit == "%" or abs(value) >= 100:
-        return f"{value:,.2f}" if unit == "%" else f"{value:,.0f}"
-    return f"{value:.3g}"
+    if unit == "%":
+        return f"{value:.2f}"
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
 
 
 @register.filter

@@ -28,7 +28,7 @@ THROUGHPUT = register(
     Metric(
         name="examples_per_second",
         label="Throughput",
-        summary="Examples answered a second, the model's start included.",
+        summary="Examples answered a second, start-up not counted; two decimals.",
         kind="job",
         unit="examples/second",
         range=(0.0, inf),
@@ -38,7 +38,7 @@ MEMORY = register(
     Metric(
         name="memory_utilization",
         label="Memory",
-        summary="Memory used by the model, summed over its instances; the dynascore counts what the instance has left.",
+        summary="Memory used at the peak, to 0.01 GiB; the dynascore counts what the instance has left.",
         kind="job",
         unit="GiB",
         direction=-1,

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import threading
-import time
 
 import pytest
 from django.core.management import CommandError, call_command

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from submissions.api import UploadView
-from submissions.models import Submission
+from submissions.models import ApiToken, Submission
 from tasks_catalog.models import BuildConfig, Task
 from tests.submissions.cli import CONTENT_TYPE, UPLOAD, archive, bearer, body, upload
 
@@ -55,7 +55,7 @@ def test_tasks_are_a_list_that_both_generations_of_the_cli_can_read(address, tas
     assert json.loads(found["settings_json"]) == {"dynalab_hr_diff": 12, "dynalab_threshold": 5}
     config = yaml.safe_load(found["config_yaml"])
     assert [field["name"] for field in config["input"]] == ["statement", "label"]
-    assert config["perf_metric"]["type"] == "macro_f1"
+    assert config["perf_metric"] == {"type": "macro_f1", "reference_name": "label"}
 
 
 def test_closed_tasks_are_listed_but_not_as_submitable_and_hidden_ones_nowhere(task, client):
@@ -90,12 +90,12 @@ def test_an_upload_of_the_cli_is_accepted(user, task, client, tmp_path):
 
 
 def test_a_long_lived_token_in_the_header_may_upload_too(user, task, client):
-    token = bearer(user)
-    from_script = client.post(
-        UPLOAD, body("m", archive("m")), content_type=CONTENT_TYPE, headers={"Authorization": token}
-    )
+    _, secret = ApiToken.make(user=user, name="script")
+    header = {"Authorization": f"Token {secret}"}
 
-    assert from_script.status_code == 200
+    response = client.post(UPLOAD, body("m", archive("m")), content_type=CONTENT_TYPE, headers=header)
+
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize("name", ["a", "0-a", "-", "n" * 63])
