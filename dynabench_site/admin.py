@@ -146,7 +146,7 @@ class StuckFilter(admin.SimpleListFilter):
 class JobAdmin(OperationsAdmin):
     """Jobs of any kind; a subclass says how a failed one is retried and how one is cancelled."""
 
-    list_display = ["__str__", "status", "cluster", "attempts", "reason", "created_at", "finished_at"]
+    list_display = ["__str__", "status", "cluster", "attempts", "reason", "created_at"]
     list_filter = [StuckFilter, "status", "cluster", "created_at"]
     list_select_related = ["holder"]
     readonly_fields = ["reason"]

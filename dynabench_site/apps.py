@@ -7,6 +7,7 @@ from django.apps import AppConfig
 
 class SiteConfig(AppConfig):
     name = "dynabench_site"
+    verbose_name = "Operations"
 
     def ready(self) -> None:
         import_module("dynabench_site.checks")

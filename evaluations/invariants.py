@@ -130,10 +130,10 @@ def limits_are_kept() -> Iterator[Finding]:
     rows = rows.select_related("task").order_by("owner_id", "task_id", "created_at")
     for _, group in groupby(rows, key=lambda row: (row.owner_id, row.task_id)):
         sent = list(group)
-        limit, window = sent[0].task.submission_limit, timedelta(hours=sent[0].task.limit_hours)
+        limit, hours = sent[0].task.submission_limit, sent[0].task.limit_hours
         for first, beyond in zip(sent, sent[limit:], strict=False):
-            if beyond.created_at - first.created_at < window:
-                yield beyond, f"is one more than {limit} of its owner in {window} for task {beyond.task}"
+            if beyond.created_at - first.created_at < timedelta(hours=hours):
+                yield beyond, f"is one more than {limit} of its owner in {hours} hours for task {beyond.task}"
 
 
 def inferences_run_once() -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 from django.conf import settings
 from django.contrib import messages
@@ -35,7 +35,7 @@ from submissions.services import cancel, free_slots, slots
 from tasks_catalog.models import Dataset, Task
 
 PER_PAGE = 50
-Viewer = User | AnonymousUser
+Viewer: TypeAlias = User | AnonymousUser
 
 # What an owner can do with a model, and what the page says when it is done.
 ACTIONS: dict[str, tuple[Callable[[Submission], None], str]] = {

@@ -68,6 +68,7 @@ class TaskMetricInline(StaffMay, admin.TabularInline):
     model = TaskMetric
     form = TaskMetricForm
     formset = TaskMetricFormSet
+    fields = ["name", "reference", "options", "ranks", "weight"]
     formfield_overrides = FIELD_RULES
     extra = 0
     min_num = 1
@@ -107,6 +108,9 @@ class TaskAdmin(Buttons, StaffMay, admin.ModelAdmin):
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
         return {"io_yaml": EXAMPLE_FIELDS} | super().get_changeform_initial_data(request)
+
+    def view_on_site(self, task: Task) -> str:
+        return reverse("task", args=[task.code])
 
     @admin.display(description="models", ordering="models_sent")
     def models_sent(self, task: Any) -> int:
@@ -161,7 +165,7 @@ class TaskAdmin(Buttons, StaffMay, admin.ModelAdmin):
 
     def save_model(self, request: HttpRequest, task: Task, form: ModelForm, change: bool) -> None:
         super().save_model(request, task, form, change)
-        if change and "io_yaml" in form.changed_data and task.datasets.exists():
+        if change and "io_yaml" in form.changed_data and form.changes_format() and task.datasets.exists():
             names = ", ".join(map(str, task.datasets.all()))
             text = f"The datasets were uploaded for the old format. Upload these again if they don't fit: {names}."
             self.message_user(request, text, messages.WARNING)

@@ -11,7 +11,8 @@ from django.core.exceptions import ValidationError
 
 from evaluations.datasets import FORMATS, DatasetError, dataset_class
 from tasks_catalog import metrics
-from tasks_catalog.models import BuildConfig, Dataset, Task, TaskMetric
+from tasks_catalog.formats import parse
+from tasks_catalog.models import Dataset, TaskMetric
 
 EXAMPLE_FIELDS = """\
 context: []
@@ -40,19 +41,17 @@ class TaskForm(forms.ModelForm):
     is_only_shown = False
 
     class Meta:
-        model = Task
-        fields = "__all__"
         widgets = {"io_yaml": forms.Textarea(attrs={"rows": 12, "cols": 100, "spellcheck": "false"})}
+
+    def changes_format(self) -> bool:
+        """Whether the fields mean something else than before; browsers change line ends of what they send back."""
+        return parse(self.initial["io_yaml"]) != parse(self.cleaned_data["io_yaml"])
 
     def is_valid(self) -> bool:
         return super().is_valid() and not self.is_only_shown
 
 
 class BuildConfigForm(forms.ModelForm):
-    class Meta:
-        model = BuildConfig
-        fields = "__all__"
-
     def has_changed(self) -> bool:
         """A new task gets its build config also when nobody touched the defaults."""
         return self.instance._state.adding or super().has_changed()
@@ -77,9 +76,11 @@ class TaskMetricForm(forms.ModelForm):
     )
 
     class Meta:
-        model = TaskMetric
-        fields = ["name", "reference", "options", "ranks", "weight"]
-        widgets = {"options": forms.Textarea(attrs={"rows": 1, "cols": 30, "spellcheck": "false"})}
+        widgets = {
+            "reference": forms.TextInput(attrs={"size": 12}),
+            "options": forms.Textarea(attrs={"rows": 1, "cols": 24, "spellcheck": "false"}),
+            "weight": forms.NumberInput(attrs={"class": "vIntegerField", "step": "any", "min": 0}),
+        }
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean()
@@ -110,10 +111,6 @@ class DatasetForm(forms.ModelForm):
         help_text="JSON Lines in UTF-8, may be gzipped: one example a line with uid, all fields of the task, and tags; "
         "perturbed variants with input_id, the uid of the base example. Every line is checked before anything is saved."
     )
-
-    class Meta:
-        model = Dataset
-        fields = "__all__"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

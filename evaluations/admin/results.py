@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
 
 from builds import services as builds
 from builds.models import Build
@@ -52,6 +53,9 @@ class SubmissionAdmin(OperationsAdmin):
     search_fields = ["=pk", "name", "owner__username", "owner__email", "sha256"]
     inlines = [BuildInline, InferenceInline, CurrentScoresInline]
     actions = ["retry", "cancel", "rebuild", "re_evaluate", "publish", "unpublish"]
+
+    def view_on_site(self, submission: Submission) -> str:
+        return reverse("model", args=[submission.pk])
 
     def offers(self, submission: Submission) -> Iterable[str]:
         fitting = {

@@ -256,13 +256,11 @@ def test_a_failed_scoring_is_told_at_its_dataset(client, user, submission, datas
         cluster="default",
         fingerprint="f",
         status="dead",
-        error_detail="The labels can't be read.",
+        error_detail="The labels are gone.",
     )
     client.force_login(user)
 
-    assert "scores: The labels can't be read." in text_of(client.get(f"/models/{submission.pk}/")).replace(
-        "&#x27;", "'"
-    )
+    assert "scores: The labels are gone." in text_of(client.get(f"/models/{submission.pk}/"))
 
 
 @pytest.mark.parametrize("action", ["publish", "unpublish"])
@@ -387,7 +385,7 @@ def test_our_own_error_has_a_page(client, evaluated, monkeypatch):
     assert response.status_code == 500 and "on our side" in text_of(response)
 
 
-def test_no_page_has_inline_script_or_style(client, user, failed, evaluated):
+def test_no_page_has_inline_script_or_style(client, user, failed, dataset):
     client.force_login(user)
     pages = ["/", "/tasks/sentiment/", f"/models/{failed.pk}/", f"/models/{failed.pk}/log", "/submissions/"]
     pages += ["/generate_api_token", "/tasks/sentiment/datasets/tweets/", "/accounts/password/change/", "/nowhere/"]
@@ -436,10 +434,14 @@ def test_the_failure_mail_leads_to_the_line_of_the_senders_file(failed, client, 
     "name", ["build_succeeded", "build_dead", "evaluation_evaluated", "evaluation_failed", "evaluation_dead"]
 )
 def test_every_mail_has_a_subject_and_leads_to_the_model(submission, name):
-    context = {"submission": submission, "build": Build.wanted(submission), "step": None}
+    build = Build.wanted(submission)
+    build.error_detail = submission.error_detail = "It's <gone>."
+    context = {"submission": submission, "build": build, "step": None}
     outbox.write_mail(name, to=submission.owner, key=name, context=context)
 
     row = outbox.OutboxMail.objects.get()
-    assert row.subject.startswith("model-a ") and "\n\n\n\n" not in row.text
+    assert row.subject.startswith("model-a ") and "\n\n\n" not in row.text
     assert f"/models/{submission.pk}/" in row.text and f"/models/{submission.pk}/" in row.html
     assert ("our fault" in row.text) == name.endswith("dead")
+    assert ("It's <gone>." in row.text) == name.endswith(("dead", "failed"))
+    assert "<gone>" not in row.html
