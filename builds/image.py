@@ -131,6 +131,7 @@ class ImageBuilder:
                     name=self.name,
                     allow_sdists=self.task.build_config.allow_sdists,
                 )
+                log("".join(f"fetched {path.name}\n" for path in sorted(wheels.glob("*-*"))).encode())
         except requirements.RequirementsError as error:
             raise StepFailed("bad_requirements", str(error)) from error
         except UnicodeDecodeError as error:

@@ -24,10 +24,10 @@ class ModelError(Exception):
 class _ServerConnection(http.client.HTTPConnection):
     def __init__(self, server: ModelServer, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
-        self.server = server
+        self.server, self.patience = server, timeout
 
     def connect(self) -> None:
-        self.sock = self.server.connect(self.timeout)
+        self.sock = self.server.connect(self.patience)
 
 
 class ModelClient:

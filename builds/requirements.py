@@ -269,7 +269,8 @@ def _run(argv: list[str], folder: Path, log: Callable[[bytes], None], *, name: s
 def _pip(command: str) -> list[str]:
     index = ["--index-url", settings.INDEX_URL] if settings.INDEX_URL else []
     trust = ["--cert", settings.BUILD_CA_BUNDLE] if settings.BUILD_CA_BUNDLE else []
-    return [sys.executable, "-m", "pip", command, "--no-input", "--disable-pip-version-check", *trust, *index]
+    options = ["--quiet", "--no-input", "--disable-pip-version-check"]
+    return [sys.executable, "-m", "pip", command, *options, *trust, *index]
 
 
 def _pip_install() -> list[str]:

@@ -155,6 +155,9 @@ class JobAdmin(OperationsAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet:
         return with_signs_of_life(super().get_queryset(request))
 
+    def get_fields(self, request: HttpRequest, job: Job | None = None) -> list[str]:
+        return ["reason", *(name for name in super().get_fields(request, job) if name != "reason")]
+
     def offers(self, job: Job) -> Iterable[str]:
         return [
             name for name, fits in [("retry", job.can_retry or why_stuck(job)), ("cancel", not job.is_finished)] if fits

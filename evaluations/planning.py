@@ -29,7 +29,10 @@ def limits(config: BuildConfig, dataset: Dataset) -> dict[str, Any]:
 
 
 def wanted_inference(build: Build, dataset: Dataset, config: BuildConfig) -> Inference:
-    """The inference that the current image, inputs and limits ask for, not saved."""
+    """The inference that the current image, inputs and limits ask for, not saved.
+
+    The run of the build counts too: whoever asks for a rebuild asks for what follows, even from equal bytes.
+    """
     bounds = limits(config, dataset)
     return Inference(
         submission_id=build.submission_id,
@@ -38,7 +41,7 @@ def wanted_inference(build: Build, dataset: Dataset, config: BuildConfig) -> Inf
         cluster=config.eval_server_id,
         inputs_sha256=dataset.inputs_sha256,
         limits=bounds,
-        fingerprint=fingerprint(build.image, build.model_server, dataset.inputs_sha256, bounds),
+        fingerprint=fingerprint(build.image, build.run, build.model_server, dataset.inputs_sha256, bounds),
     )
 
 
@@ -83,12 +86,22 @@ def applies(metric: TaskMetric, dataset: Dataset) -> bool:
 
 @dataclass
 class Plan:
-    """The rows to make. Whatever is already up to date, or on its way, is not in it."""
+    """The rows to make; `superseded` ones are still under way for what is no longer wanted.
+
+    Whatever is up to date already, or on its way, is not in it.
+    """
 
     builds: list[Submission] = field(default_factory=list)
     inferences: list[Inference] = field(default_factory=list)
     scorings: list[Scoring] = field(default_factory=list)
     revived: list[Inference | Scoring] = field(default_factory=list)
+    superseded: list[Inference] = field(default_factory=list)
+    following: int = 0  # inferences that come with the builds
+
+    def add(self, part: Plan) -> None:
+        for name in ("builds", "inferences", "scorings", "revived", "superseded"):
+            getattr(self, name).extend(getattr(part, name))
+        self.following += part.following
 
     @property
     def submission_pks(self) -> list[int]:
@@ -98,7 +111,8 @@ class Plan:
     def as_json(self, *, dry_run: bool) -> dict[str, Any]:
         """Counts of jobs: `scores` are sets of scores, those that follow the inferences included."""
         dead_inferences = sum(isinstance(row, Inference) for row in self.revived)
-        inferences = len(self.inferences) + dead_inferences
+        queued = len(self.inferences) + dead_inferences
+        inferences = queued + self.following
         scorings = len(self.scorings) + len(self.revived) - dead_inferences
         builds = len(self.builds)
         return {
@@ -107,7 +121,7 @@ class Plan:
             "inferences": inferences,
             "scores": scorings + inferences,
             "models": self.submission_pks,
-            "queued": 0 if dry_run else builds + inferences + scorings,
+            "queued": 0 if dry_run else builds + queued + scorings,
         }
 
 
@@ -144,6 +158,7 @@ class Planner:
             build = self.builds.get((pk,))
             if force == "build" and build and build.is_finished:
                 plan.builds.append(submission)
+                plan.following += len(self.datasets)
             elif build and build.status == Build.Status.SUCCEEDED and not submission.cancel_requested:
                 for dataset in self.datasets:
                     self._plan_dataset(plan, build, dataset, force)
@@ -155,6 +170,7 @@ class Planner:
         if found is None or _is_stale(found, wanted, force == "inference"):
             wanted.run = 1 + self.inference_runs.get((build.submission_id, dataset.pk, wanted.fingerprint), 0)
             plan.inferences.append(wanted)
+            plan.superseded += [found] if found and not found.is_finished else []
         elif found.status == Inference.Status.DEAD:
             plan.revived.append(found)
         elif found.status == Inference.Status.SUCCEEDED:

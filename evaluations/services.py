@@ -46,8 +46,7 @@ def plan_evaluation(
     for task, group in groupby(rows, key=lambda submission: submission.task):
         mine = None if datasets is None else [dataset for dataset in datasets if dataset.task_id == task.pk]
         part = Planner(task, group, mine).plan(force)
-        for name in ("builds", "inferences", "scorings", "revived"):
-            getattr(whole, name).extend(getattr(part, name))
+        whole.add(part)
     return whole
 
 
@@ -59,6 +58,8 @@ def request_evaluation(
         plan = plan_evaluation(submissions=submissions, datasets=datasets, force=force)
         for submission in plan.builds:
             builds.rebuild(submission)
+        for inference in plan.superseded:
+            inference.cancel(by="superseded")
         Inference.objects.bulk_create(plan.inferences, ignore_conflicts=True)
         Scoring.objects.bulk_create(plan.scorings, ignore_conflicts=True)
         for job in plan.revived:

@@ -91,7 +91,9 @@ class TaskAdmin(Buttons, StaffMay, admin.ModelAdmin):
             "Rules",
             {
                 "fields": [
-                    ("submitable", "is_hidden", "unpublished_models_in_leaderboard"),
+                    "submitable",
+                    "is_hidden",
+                    "unpublished_models_in_leaderboard",
                     ("submission_limit", "limit_hours"),
                 ]
             },

@@ -46,9 +46,7 @@ class LocalRunner:
     def _run(self, inference: Inference) -> Outcome:
         sandbox = self._sandbox(inference)
         deadline = inference.limits["deadline_seconds"]
-        policy = SandboxPolicy(
-            memory_mb=inference.limits["memory_mb"], deadline=deadline, cpu_seconds=int(deadline)
-        )
+        policy = SandboxPolicy(memory_mb=inference.limits["memory_mb"], deadline=deadline, cpu_seconds=int(deadline))
         storage = inference.submission.task.storage()
         with (
             storage.open(inference.dataset.inputs_key) as inputs,

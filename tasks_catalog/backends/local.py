@@ -8,7 +8,8 @@ class LocalStorage(FileSystemStorage):
     """Files under var/files/<bucket>/<key>; saving a key again replaces it, as S3 does."""
 
     def __init__(self, bucket: str) -> None:
-        super().__init__(location=settings.VAR / "files" / bucket, allow_overwrite=True)
+        folder = bucket.replace("{account}", "local")
+        super().__init__(location=settings.VAR / "files" / folder, allow_overwrite=True)
 
 
 def storage_for(bucket: str, region: str) -> LocalStorage:

@@ -288,6 +288,14 @@ def test_a_new_format_warns_about_the_datasets(admin, dataset):
     assert "Upload these again if they don't fit: tweets." in texts(response)
 
 
+def test_other_line_ends_are_no_new_format(admin, dataset):
+    task = dataset.task
+
+    response = admin.post(url(task), change_form(task, io_yaml=IO_YAML.strip().replace("\n", "\r\n")))
+
+    assert "Upload these again" not in texts(response)
+
+
 def test_a_new_bucket_warns_that_files_stay_where_they_are(admin, dataset):
     response = admin.post(url(dataset.task), change_form(dataset.task, **{"build_config-0-s3_bucket": "elsewhere"}))
 

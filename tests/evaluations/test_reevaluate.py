@@ -7,8 +7,11 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from builds.models import Build
+from evaluations.computer import Computer
+from evaluations.dataset_files import store_dataset_file
 from evaluations.management.commands import reevaluate
 from evaluations.models import Inference, Score, Scoring
+from evaluations.planning import pinned
 from submissions.models import Submission
 from tasks_catalog.models import BuildConfig, Dataset, Task, TaskMetric
 from tests.conftest import EXAMPLES, IO_YAML, in_cluster, jsonl, make_built
@@ -37,6 +40,20 @@ def test_another_ranking_metric_needs_no_inference_and_no_score(evaluated):
     assert (answer["inferences"], answer["scores"]) == (0, 0)
 
 
+def test_perturbation_scores_depend_on_the_metric_that_ranks(task):
+    TaskMetric.objects.create(task=task, name="fairness", kind="perturbation")
+    variant = Dataset(task=task, name="tweets", variant="fairness")
+    before = pinned(task.metrics.all(), variant)
+
+    change_metric(ranks=False)
+    TaskMetric.objects.filter(name="accuracy").update(ranks=True)
+
+    assert [before[0]["perf"]["name"], pinned(task.metrics.all(), variant)[0]["perf"]["name"]] == [
+        "macro_f1",
+        "accuracy",
+    ]
+
+
 def test_other_options_of_a_metric_ask_for_scores_only(evaluated):
     TaskMetric.objects.create(task=evaluated.task, name="precision", options={"average": "macro"})
 
@@ -62,7 +79,7 @@ def test_asking_twice_queues_once(evaluated):
 
 @pytest.mark.parametrize(
     ("force", "model", "counts"),
-    [("scores", Scoring, (0, 0, 1)), ("inference", Inference, (0, 1, 1)), ("build", Build, (1, 0, 0))],
+    [("scores", Scoring, (0, 0, 1)), ("inference", Inference, (0, 1, 1)), ("build", Build, (1, 1, 1))],
 )
 def test_force_does_the_stage_again(evaluated, force, model, counts):
     answer = run("--force", force)
@@ -89,8 +106,6 @@ def second_task():
     BuildConfig.objects.create(task=task, eval_server_id="flores101")
     TaskMetric.objects.create(task=task, name="accuracy", ranks=True)
     dataset = Dataset(task=task, name="reviews")
-    from evaluations.dataset_files import store_dataset_file
-
     store_dataset_file(dataset, jsonl(EXAMPLES))
     return task
 
@@ -193,8 +208,6 @@ def test_undoing_a_change_of_options_asks_for_the_first_scores_again(evaluated):
 
 
 def finish_scorings(submission):
-    from evaluations.computer import Computer
-
     with in_cluster("default"):
         for scoring in Scoring.objects.queued():
             assert scoring.claim()

@@ -100,12 +100,22 @@ def test_new_labels_score_again_and_new_inputs_infer_again(evaluated, dataset):
     assert Inference.objects.count() == 2
 
 
+def test_an_inference_that_is_no_longer_wanted_is_cancelled(submission, dataset):
+    make_built(submission)
+    ask()
+
+    store_dataset_file(dataset, jsonl([{**EXAMPLES[0], "statement": "Another."}, *EXAMPLES[1:]]))
+
+    assert list(Inference.objects.order_by("pk").values_list("status", flat=True)) == ["cancelled", "queued"]
+
+
 def test_forcing_repeats_a_stage_and_what_follows(evaluated):
     assert ask(force="scores").as_json(dry_run=False)["scores"] == 1
     run_scorings()
     assert ask(force="inference").as_json(dry_run=False)["inferences"] == 1
     Inference.objects.filter(status="queued").delete()
-    assert ask(force="build").as_json(dry_run=False)["builds"] == 1
+    forced = ask(force="build").as_json(dry_run=False)
+    assert (forced["builds"], forced["inferences"], forced["scores"], forced["queued"]) == (1, 1, 1, 1)
     assert Build.objects.filter(run=2).exists()
 
 
