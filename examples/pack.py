@@ -74,4 +74,7 @@ def _excluded(project: Path) -> set[Path]:
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     executable = member.isdir() or member.mode & 0o100
-    return member.replace(mtime=0, uid=0, gid=0, uname="", gname="", mode=0o755 if executable else 0o644)
+    member.mode = 0o755 if executable else 0o644
+    member.mtime = member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member
