@@ -20,7 +20,7 @@ serve: .venv/made
 	$(BIN)/python manage.py serve
 
 test: .venv/made-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: .venv/made-dev
 	$(BIN)/ruff check .

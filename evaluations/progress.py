@@ -19,6 +19,8 @@ def waiting_for(submission: Submission) -> str:
     """Words that follow "waiting for": why an unfinished submission doesn't go on; empty when it does, or has ended."""
     if submission.status not in Submission.UNFINISHED:
         return ""
+    if submission.status == Submission.Status.EVALUATING and not submission.task.datasets.exists():
+        return "a dataset: this task has none yet"
     jobs = _unfinished_jobs(submission) or [_next_job(submission)]
     queued = [job for job in jobs if job.status == Job.Status.QUEUED]
     absences = {name: _absence(name) for name in {job.cluster for job in queued}}
@@ -59,4 +61,4 @@ def _absence(cluster: str) -> str:
 def _turn(job: Job) -> str:
     before = type(job).objects.unfinished().filter(cluster=job.cluster)
     count = (before.filter(pk__lt=job.pk) if job.pk else before).count()
-    return f"its turn ({count} job{pluralize(count)} before it)"
+    return f"its turn ({count} job{pluralize(count)} before it)" if count else "its turn (it is next)"

@@ -66,7 +66,7 @@ def test_an_evaluation_waits_for_its_own_eval_server(submission, dataset, task):
 
     assert before == waiting_for(submission) == "eval server flores101, which is not running (never seen)"
     seen_last("flores101")
-    assert waiting_for(submission) == "its turn (0 jobs before it)"
+    assert waiting_for(submission) == "its turn (it is next)"
 
 
 def test_several_datasets_that_wait_for_the_same_say_it_once(submission, dataset, task):
