@@ -8,7 +8,7 @@ from dynabench_site.env import database, env_bool, env_int, env_secret, env_str,
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 VAR = Path(env_str("DYNABENCH_VAR") or BASE_DIR / "var").resolve()
-VAR.mkdir(parents=True, exist_ok=True)
+(VAR / "static").mkdir(parents=True, exist_ok=True)
 
 DATABASES = {"default": database(env_str("DYNABENCH_DATABASE_URL") or f"sqlite://{VAR}/db.sqlite3")}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
