@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -141,7 +142,8 @@ class _HashedLines:
     sha256: Any = field(default_factory=hashlib.sha256)
 
     def write(self, record: Record) -> None:
-        line = msgspec.json.encode(record) + b"\n"
+        # ASCII only: handlers that split a batch with str.splitlines would break a line at U+2028.
+        line = json.dumps(record).encode() + b"\n"
         self.sha256.update(line)
         self.out.write(line)
 

@@ -61,6 +61,14 @@ def _own_files(settings, tmp_path):
 
 
 @pytest.fixture
+def shared_cache(settings, tmp_path_factory) -> None:
+    """What is downloaded once serves all tests of a run."""
+    shared = tmp_path_factory.getbasetemp().parent / "dynabench-cache"
+    shared.mkdir(exist_ok=True)
+    (settings.VAR / "cache").symlink_to(shared)
+
+
+@pytest.fixture
 def user(db) -> User:
     return User.objects.create_user("ada", "ada@example.org", "secret")
 

@@ -20,12 +20,9 @@ from tests.examples.broken import broken_project
 
 
 @pytest.fixture(autouse=True)
-def _process_sandbox(settings, tmp_path_factory):
+def _process_sandbox(settings, shared_cache):
     """The sandbox that every machine has; the stronger ones have tests of their own."""
     settings.SANDBOX, settings.ALLOW_UNSANDBOXED = "process", True
-    shared = tmp_path_factory.getbasetemp().parent / "dynabench-cache"
-    shared.mkdir(exist_ok=True)
-    (settings.VAR / "cache").symlink_to(shared)
 
 
 def uploaded(user, task, archive: bytes, name: str) -> Submission:

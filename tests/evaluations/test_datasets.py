@@ -72,7 +72,7 @@ def test_an_upload_is_split_into_inputs_and_labels():
         lines(example("e1", tags=["short"]), example(2, tags=["short", "x"], input_id="e1"))
     )
 
-    assert inputs == b'{"uid":"e1","statement":"text e1"}\n{"uid":"2","statement":"text 2"}\n'
+    assert inputs == b'{"uid": "e1", "statement": "text e1"}\n{"uid": "2", "statement": "text 2"}\n'
     assert [json.loads(line) for line in labels.splitlines()] == [
         {"uid": "e1", "label": "positive", "tags": ["short"]},
         {"uid": "2", "label": "positive", "tags": ["short", "x"], "input_id": "e1"},

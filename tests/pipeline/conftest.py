@@ -93,11 +93,8 @@ def start_cluster(transactional_db, settings, tmp_path) -> Iterator[Callable[...
 
 
 @pytest.fixture(autouse=True)
-def _warm_caches(settings, tmp_path_factory):
+def _warm_caches(shared_cache):
     """Downloads are shared by the tests of a run."""
-    shared = tmp_path_factory.getbasetemp().parent / "dynabench-cache"
-    shared.mkdir(exist_ok=True)
-    (settings.VAR / "cache").symlink_to(shared)
 
 
 def send(owner: User, task: Task, archive: bytes, name: str) -> Submission:

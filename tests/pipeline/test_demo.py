@@ -42,6 +42,7 @@ def run_demo(var: Path) -> dict[str, Any]:
 @pytest.mark.timeout(600)
 def test_the_demo_ranks_real_models_and_repeats_nothing(tmp_path):
     first = run_demo(tmp_path)
+    logs = "".join(path.read_text() for path in (tmp_path / "log").iterdir())
     again = run_demo(tmp_path)
 
     assert set(first) == {"task", "models", "also", "sandbox", "seconds"}
@@ -52,4 +53,6 @@ def test_the_demo_ranks_real_models_and_repeats_nothing(tmp_path):
     assert all(set(scores) == METRICS for scores in vader.values())
     assert [task["task"] for task in first["also"]] == ["nli"]
     assert [model["dynascore"] for model in again["models"]] == [model["dynascore"] for model in first["models"]]
+    assert "/authenticate/refresh_from_api" in logs
+    assert "api_token=" not in logs
     assert stat.S_IMODE((tmp_path / "demo-accounts.txt").stat().st_mode) == 0o600

@@ -21,7 +21,10 @@ from tests.pipeline.conftest import wait_for
 
 # The majority wins by accuracy and loses by macro F1 against a model that finds the rare label half of the time.
 RECORDS = [{"uid": str(n), "statement": f"Nothing to see, number {n}.", "label": "positive"} for n in range(8)]
-RECORDS += [{"uid": "8", "statement": "rare", "label": "negative"}, {"uid": "9", "statement": "rare", "label": "neutral"}]
+RECORDS += [
+    {"uid": "8", "statement": "rare", "label": "negative"},
+    {"uid": "9", "statement": "rare", "label": "neutral"},
+]
 MAJORITY = '"positive"'
 RARE = '"negative" if example["statement"] == "rare" or example["uid"] in "01" else "positive"'
 HANDLER = """
