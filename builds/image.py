@@ -112,9 +112,14 @@ class ImageBuilder:
             wants_packages = self._fetch(setup, project, wheels, log)
         commands = [requirements.install_command()] if wants_packages else []
         commands += [requirements.setup_command()] if setup["setup"] else []
-        for command in [*commands, requirements.compile_command()] if commands else []:
+        for command in commands:
             with self.record.step("install", " ".join(command)) as log:
-                self._run(command, stage=stage, wheels=wheels, log=log)
+                if code := self._run(command, stage=stage, wheels=wheels, log=log):
+                    detail = f"The command ended with exit code {code}."
+                    raise StepFailed("install_failed", detail, exit_code=code)
+        if commands:
+            with self.record.step("compile", " ".join(requirements.compile_command())) as log:
+                self._run(requirements.compile_command(), stage=stage, wheels=wheels, log=log)
 
     def _fetch(self, setup: dict[str, Any], project: Path, wheels: Path, log: Log) -> bool:
         """Download what the project asks for; whether it asks for anything besides its build tools."""
@@ -138,10 +143,11 @@ class ImageBuilder:
             raise StepFailed("bad_requirements", "requirements.txt is not UTF-8 text.") from error
         return any(not line.is_ours for line in lines)
 
-    def _run(self, command: list[str], *, stage: Path, wheels: Path, log: Log) -> None:
+    def _run(self, command: list[str], *, stage: Path, wheels: Path, log: Log) -> int:
+        """The exit code of a command in the sandbox, on the stage."""
         policy = replace(INSTALL, deadline=self.task.build_config.build_minutes * 60)
         try:
-            code = self.sandbox.run(
+            return self.sandbox.run(
                 command,
                 stage=stage,
                 policy=policy,
@@ -152,8 +158,6 @@ class ImageBuilder:
             )
         except LimitExceeded as error:
             raise StepFailed("limit_exceeded", f"The installation was stopped. {error}") from error
-        if code:
-            raise StepFailed("install_failed", f"The command ended with exit code {code}.", exit_code=code)
 
     def _smoke(self, digest: str) -> None:
         """One made-up example through the finished image: what can't answer here can't answer anywhere."""
