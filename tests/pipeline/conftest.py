@@ -70,7 +70,7 @@ class ClusterProcess:
 
 
 @pytest.fixture
-def start_cluster(transactional_db, settings, tmp_path) -> Iterator[Callable[..., ClusterProcess]]:
+def start_cluster(transactional_db, eval_servers, settings, tmp_path) -> Iterator[Callable[..., ClusterProcess]]:
     started: list[ClusterProcess] = []
 
     def start(name: str, **environment: str) -> ClusterProcess:
