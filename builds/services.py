@@ -13,9 +13,9 @@ from django.db import transaction
 from django.forms.models import model_to_dict
 
 from builds import sandboxes
+from builds.faults import hosts_faults
 from builds.image import Image, ImageBuilder, new_workdir
 from builds.models import Build
-from builds.sandboxes.policy import NoSandbox, Sandbox
 from builds.steps import RowRecorder, StepFailed
 from builds.trust import is_shipped
 from dynabench_site import jobs, queue
@@ -25,7 +25,6 @@ from submissions.models import Submission
 from tasks_catalog.models import BuildConfig
 
 logger = logging.getLogger(__name__)
-NO_SANDBOX_PAUSE_SECONDS = 60
 DISK_PAUSE_SECONDS = 60
 SWEEP_BATCH = 50
 MIN_FREE_BYTES = 1 << 30
@@ -72,12 +71,13 @@ def retry(build: Build, *, by: str = "") -> None:
 def _make_image(build: Build) -> None:
     submission = build.submission
     config, check = submission.task.build_config, partial(_check_cancelled, submission)
-    sandbox = _sandbox(submission)
+    with hosts_faults():
+        sandbox = sandboxes.choose(trusted=is_shipped(submission.sha256))
     build.save_progress(config=pinned(config), sandbox=sandbox.name, model_server=config.model_server or "asgi")
     builder = ImageBuilder(
         sandbox, RowRecorder(build, check), submission.task, submission.name, submission.endpoint_name
     )
-    with new_workdir(submission.endpoint_name) as workdir:
+    with hosts_faults(), new_workdir(submission.endpoint_name) as workdir:
         _require_disk(workdir, submission.size)
         try:
             image = builder.build(_fetch_archive(submission, workdir), workdir)
@@ -89,13 +89,6 @@ def _make_image(build: Build) -> None:
 
 def pinned(config: BuildConfig) -> dict[str, Any]:
     return model_to_dict(config, exclude=["id", "task"])
-
-
-def _sandbox(submission: Submission) -> Sandbox:
-    try:
-        return sandboxes.choose(trusted=is_shipped(submission.sha256))
-    except NoSandbox as error:
-        raise jobs.NotYet(str(error), NO_SANDBOX_PAUSE_SECONDS) from error
 
 
 def _require_disk(workdir: Path, size: int) -> None:

@@ -30,6 +30,14 @@ class JobFailed(Exception):
         self.code, self.detail, self.theirs = code, detail, theirs
 
 
+class JobStumbled(Exception):
+    """A failure on our side that another try may not meet."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code, self.detail = code, detail
+
+
 class NotYet(Exception):
     """Something that the work needs isn't there: step back for some seconds, without spending the attempt."""
 
@@ -256,6 +264,8 @@ def _work(job: Job, do: Callable[[], None]) -> None:
         do()
     except JobFailed as error:
         job.fail(error)
+    except JobStumbled as error:
+        job.stumble(error.code, error.detail)
     except NotYet as error:
         job.wait(error.reason, error.seconds)
     except CancelRequested:

@@ -13,15 +13,15 @@ from django.conf import settings
 from django.core.files import File
 
 from builds import sandboxes
+from builds.faults import hosts_faults
 from builds.model_client import ModelClient, ModelError
-from builds.sandboxes.policy import Sandbox, SandboxPolicy, SandboxUnavailable
-from dynabench_site.jobs import CancelRequested, NotYet
+from builds.sandboxes.policy import SandboxPolicy
+from dynabench_site.jobs import CancelRequested
 from evaluations.backends import Outcome
 from evaluations.models import Inference
 
 BATCH_LINES = 256
 MAX_ANSWER_BYTES_PER_EXAMPLE = 1 << 16
-SANDBOX_PAUSE_SECONDS = 60
 
 
 class LocalRunner:
@@ -32,7 +32,8 @@ class LocalRunner:
 
     def start(self, inference: Inference) -> str:
         try:
-            self.outcomes[inference.name] = self._run(inference)
+            with hosts_faults():
+                self.outcomes[inference.name] = self._run(inference)
         except ModelError as error:
             self.outcomes[inference.name] = Outcome("failed", code=error.code, detail=error.detail)
         return inference.name
@@ -44,7 +45,7 @@ class LocalRunner:
         """A running one reads the flag of its submission before each batch."""
 
     def _run(self, inference: Inference) -> Outcome:
-        sandbox = self._sandbox(inference)
+        sandbox = sandboxes.by_name(inference.build.sandbox)  # the one that the image was made for
         deadline = inference.limits["deadline_seconds"]
         policy = SandboxPolicy(memory_mb=inference.limits["memory_mb"], deadline=deadline, cpu_seconds=int(deadline))
         storage = inference.submission.task.storage()
@@ -83,13 +84,6 @@ class LocalRunner:
             output.write(answer)
             examples += len(lines)
         return examples, sha256.hexdigest()
-
-    def _sandbox(self, inference: Inference) -> Sandbox:
-        """The sandbox that the image was made for."""
-        try:
-            return sandboxes.by_name(inference.build.sandbox)
-        except SandboxUnavailable as error:
-            raise NotYet(f"{inference.build.sandbox} on this host: {error}", SANDBOX_PAUSE_SECONDS) from error
 
 
 def _batches(inputs: Any) -> Iterator[list[bytes]]:

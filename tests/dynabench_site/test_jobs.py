@@ -221,6 +221,7 @@ class TestWork:
         [
             (jobs.JobFailed("code", "why"), "failed"),
             (jobs.JobFailed("code", "why", theirs=False), "dead"),
+            (jobs.JobStumbled("code", "why"), "queued"),
             (jobs.NotYet("it", 5), "queued"),
             (jobs.CancelRequested(), "cancelled"),
             (KeyError("a bug"), "queued"),

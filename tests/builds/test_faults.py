@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import pytest
+
+from builds.faults import hosts_faults
+from builds.requirements import FetchError
+from builds.sandboxes.policy import NoSandbox, SandboxError, SandboxUnavailable
+from dynabench_site.jobs import JobStumbled, NotYet
+
+
+@pytest.mark.parametrize("fault", [NoSandbox, SandboxUnavailable, FetchError])
+def test_what_is_missing_on_the_host_is_waited_for_with_its_reason(fault):
+    with pytest.raises(NotYet, match="docker is away"), hosts_faults():
+        raise fault("docker is away")
+
+
+def test_what_broke_on_the_host_is_tried_again():
+    with pytest.raises(JobStumbled, match="image is not on this host"), hosts_faults():
+        raise SandboxError("image is not on this host")
