@@ -104,8 +104,10 @@ def left_of_job(name=JOB):
 
 
 def containers():
-    found = subprocess.run(["docker", "ps", "-aq", "--filter", "label=dyna.job"], capture_output=True, check=False)
-    return set(found.stdout.split())
+    """The containers of this test's own installation; other tests have theirs at the same time."""
+    shown = ["--filter", "label=dyna.job", "--format", '{{.ID}} {{.Label "dyna.job"}}']
+    found = subprocess.run(["docker", "ps", "-a", *shown], capture_output=True, check=False, text=True)
+    return {line for line in found.stdout.splitlines() if folder.installation() in line}
 
 
 def gone(question, seconds=5):
