@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
-from django.db import connection, models, transaction
+from django.db import DatabaseError, connection, models, transaction
 from django.db.models.functions import Now
 
 from dynabench_site import clusters
@@ -244,6 +244,9 @@ class Job(Stateful):
             except LeaseLost:
                 logger.warning("%s %s lost its lease", self._meta.model_name, self.pk)
                 break
+            except DatabaseError:
+                logger.exception("the lease of %s %s could not be renewed", self._meta.model_name, self.pk)
+                connection.close()  # a new one for the next try, which is still in time
         connection.close()
 
 

@@ -133,6 +133,7 @@ REST_FRAMEWORK = {
     "PAGE_SIZE": 100,
 }
 
+EMAIL_BACKEND = "dynabench_site.outbox.OutboxBackend"
 globals().update(mail(env_str("DYNABENCH_MAIL_URL") or f"file://{VAR}/mail"))
 DEFAULT_FROM_EMAIL = "Dynabench <no-reply@localhost>"
 

@@ -10,4 +10,4 @@ os.environ.setdefault("DYNABENCH_VAR", tempfile.mkdtemp(prefix="dynabench-test-"
 from dynabench_site.settings import *  # noqa: E402, F403
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
+MAIL_DELIVERY_BACKEND = "django.core.mail.backends.locmem.EmailBackend"

@@ -50,7 +50,7 @@ class Migration(migrations.Migration):
                 ('to', models.EmailField(max_length=254)),
                 ('subject', models.CharField(max_length=200)),
                 ('text', models.TextField()),
-                ('html', models.TextField()),
+                ('html', models.TextField(blank=True)),
                 ('holder', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='dynabench_site.clusterheartbeat')),
             ],
             options={
