@@ -7,17 +7,14 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from django.conf import settings
 from docker.errors import ImageNotFound
 
 from builds.sandboxes.engine import engine
 from builds.sandboxes.policy import SandboxError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 UPSTREAM = "python:3.11-slim-bookworm"
 SUITE = "bookworm"

@@ -20,8 +20,8 @@ from django.conf import settings
 
 from builds import mar, requirements
 from builds.model_client import ModelClient, ModelError
-from builds.sandboxes.policy import INSTALL, LimitExceeded, Sandbox, SandboxPolicy
-from builds.steps import Log, Recorder, StepFailed
+from builds.sandboxes.policy import INSTALL, Command, LimitExceeded, Log, Sandbox, SandboxPolicy
+from builds.steps import Recorder, StepFailed
 from submissions import archives
 from tasks_catalog.formats import FormatError
 from tasks_catalog.models import Task
@@ -87,9 +87,9 @@ class ImageBuilder:
         """Checkpoint, handler and model files go into the .mar, flattened; the first two leave the project."""
         project, name = stage / PROJECT, f"archive.{self.name}"
         with self.record.step("pack model") as log:
-            sha256 = mar.write_mar(project, setup, name=name, dest=workdir / f"{name}.mar")
+            mar.lay_out(project, setup, name=name, folder=stage / "opt/dynabench/model")
+            sha256 = mar.write_mar(stage / "opt/dynabench/model", workdir / f"{name}.mar")
             mar.write_archive(workdir / f"{name}.mar", workdir / f"{name}.tar.gz")
-            mar.unpack_mar(workdir / f"{name}.mar", stage / "opt/dynabench/model")
             (workdir / f"{name}.mar").unlink()
             (project / setup["checkpoint"]).unlink()
             (project / setup["handler"]).unlink()
@@ -110,16 +110,12 @@ class ImageBuilder:
         with self.record.step("fetch requirements", "pip download") as log:
             shutil.copytree(requirements.runtime_library(log), stage / "opt/dynabench/lib")
             wants_packages = self._fetch(setup, project, wheels, log)
-        commands = [requirements.install_command()] if wants_packages else []
-        commands += [requirements.setup_command()] if setup["setup"] else []
-        for command in commands:
-            with self.record.step("install", " ".join(command)) as log:
-                if code := self._run(command, stage=stage, wheels=wheels, log=log):
-                    detail = f"The command ended with exit code {code}."
-                    raise StepFailed("install_failed", detail, exit_code=code)
+        commands = [requirements.INSTALL] if wants_packages else []
+        commands += [requirements.SETUP] if setup["setup"] else []
+        for argv in commands:
+            self._run("install", requirements.installing(argv, stage, wheels))
         if commands:
-            with self.record.step("compile", " ".join(requirements.compile_command())) as log:
-                self._run(requirements.compile_command(), stage=stage, wheels=wheels, log=log)
+            self._run("compile", requirements.installing(requirements.COMPILE, stage, wheels), may_fail=True)
 
     def _fetch(self, setup: dict[str, Any], project: Path, wheels: Path, log: Log) -> bool:
         """Download what the project asks for; whether it asks for anything besides its build tools."""
@@ -143,21 +139,16 @@ class ImageBuilder:
             raise StepFailed("bad_requirements", "requirements.txt is not UTF-8 text.") from error
         return any(not line.is_ours for line in lines)
 
-    def _run(self, command: list[str], *, stage: Path, wheels: Path, log: Log) -> int:
-        """The exit code of a command in the sandbox, on the stage."""
+    def _run(self, step: str, command: Command, *, may_fail: bool = False) -> None:
+        """One command in the sandbox is one step."""
         policy = replace(INSTALL, deadline=self.task.build_config.build_minutes * 60)
-        try:
-            return self.sandbox.run(
-                command,
-                stage=stage,
-                policy=policy,
-                env=requirements.INSTALL_ENV,
-                log=log,
-                name=self.name,
-                mounts=requirements.install_mounts(wheels),
-            )
-        except LimitExceeded as error:
-            raise StepFailed("limit_exceeded", f"The installation was stopped. {error}") from error
+        with self.record.step(step, " ".join(command.argv)) as log:
+            try:
+                code = self.sandbox.run(command, policy=policy, log=log, name=self.name)
+            except LimitExceeded as error:
+                raise StepFailed("limit_exceeded", f"The installation was stopped. {error}") from error
+            if code and not may_fail:
+                raise StepFailed("install_failed", f"The command ended with exit code {code}.", exit_code=code)
 
     def _smoke(self, digest: str) -> None:
         """One made-up example through the finished image: what can't answer here can't answer anywhere."""

@@ -9,7 +9,7 @@ import shutil
 import tarfile
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 ARCHIVER_VERSION = "0.12.0"  # of torch-model-archiver, whose format this is
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -18,8 +18,8 @@ FILE_MODE = 0o644
 GZIP_LEVEL = 1  # weights hardly compress
 
 
-def write_mar(project: Path, setup: dict[str, Any], *, name: str, dest: Path) -> str:
-    """Write checkpoint, handler and `model_files`, flattened, with a manifest; return the sha256 (hex) of `dest`.
+def lay_out(project: Path, setup: dict[str, Any], *, name: str, folder: Path) -> None:
+    """Checkpoint, handler and `model_files`, flattened, and a manifest lie in `folder`, which is made.
 
     Args:
         setup: the project's `setup_config.json`; its paths are relative to `project`.
@@ -29,11 +29,19 @@ def write_mar(project: Path, setup: dict[str, Any], *, name: str, dest: Path) ->
         ValueError: a path is no regular file of the project, or two files have the same name.
     """
     members = flatten(project, [setup["checkpoint"], setup["handler"], *setup["model_files"]])
+    (folder / MANIFEST).parent.mkdir(parents=True)
+    (folder / MANIFEST).write_text(json.dumps(manifest(setup, name), indent=2))
+    for member, source in members.items():
+        shutil.copyfile(source, folder / member)
+
+
+def write_mar(folder: Path, dest: Path) -> str:
+    """Write the files that were laid out in `folder`; return the sha256 (hex) of `dest`."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
     with zipfile.ZipFile(dest, "w") as mar:
-        for member, source in sorted(members.items()):
-            with source.open("rb") as stream:
-                add_member(mar, member, stream, source.stat().st_size)
-        mar.writestr(zip_entry(MANIFEST), json.dumps(manifest(setup, name), indent=2))
+        for path in [*files, folder / MANIFEST]:
+            with path.open("rb") as source, mar.open(zip_entry(path, folder), "w") as target:
+                shutil.copyfileobj(source, target)
     with dest.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -46,6 +54,8 @@ def flatten(project: Path, paths: list[str]) -> dict[str, Path]:
         member = PurePosixPath(path).name
         if member in origin:
             raise ValueError(f"{path} and {origin[member]} have the same name in the model's folder: rename one.")
+        if "\\" in member:
+            raise ValueError(f"{path!r} has a backslash in its name: rename it.")
         members[member], origin[member] = regular_file(project, path), path
     return members
 
@@ -68,18 +78,12 @@ def manifest(setup: dict[str, Any], name: str) -> dict[str, Any]:
     return {"runtime": "python", "model": model, "archiverVersion": ARCHIVER_VERSION}
 
 
-def zip_entry(member: str) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(member, EPOCH)
+def zip_entry(path: Path, folder: Path) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(str(path.relative_to(folder)), EPOCH)
     entry.create_system = 3  # Unix, wherever this runs
     entry.external_attr = FILE_MODE << 16
+    entry.file_size = path.stat().st_size  # so that members over 4 GiB get the larger header
     return entry
-
-
-def add_member(mar: zipfile.ZipFile, member: str, stream: BinaryIO, size: int) -> None:
-    entry = zip_entry(member)
-    entry.file_size = size  # so that members over 4 GiB get the larger header
-    with mar.open(entry, "w") as target:
-        shutil.copyfileobj(stream, target)
 
 
 def write_archive(mar: Path, dest: Path) -> None:
@@ -93,22 +97,3 @@ def write_archive(mar: Path, dest: Path) -> None:
         mar.open("rb") as stream,
     ):
         archive.addfile(entry, stream)
-
-
-def unpack_mar(mar: Path, directory: Path) -> None:
-    """Write the members of a `.mar` into `directory`, which is made and must not exist.
-
-    Raises:
-        ValueError: a member is neither the manifest nor a file without a folder.
-    """
-    directory.mkdir(parents=True)
-    with zipfile.ZipFile(mar) as archive:
-        for member in archive.infolist():
-            if member.filename != MANIFEST and (
-                member.filename in {"", ".", ".."} or set(member.filename) & set("/\\")
-            ):
-                raise ValueError(f"{mar.name} has a member that is not flat: {member.filename!r}.")
-            target = directory / member.filename
-            target.parent.mkdir(exist_ok=True)
-            with archive.open(member) as source, target.open("xb") as stream:
-                shutil.copyfileobj(source, stream)

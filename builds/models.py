@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Self
 
 from django.db import models
 from django.db.models.functions import Now
@@ -10,9 +10,6 @@ from django.db.models.functions import Now
 from dynabench_site.jobs import Job, JobQuerySet
 from dynabench_site.queue import BUILD_CLUSTER
 from submissions.models import Submission
-
-if TYPE_CHECKING:
-    from typing import Self
 
 
 class BuildQuerySet(JobQuerySet):

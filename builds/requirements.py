@@ -10,9 +10,9 @@ import shutil
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pip
 from django.conf import settings
@@ -21,11 +21,8 @@ from packaging.utils import canonicalize_name
 
 from builds import sdists
 from builds.sandboxes.folder import DiskWatch, erase, job_mark, seal
-from builds.sandboxes.policy import LimitExceeded, SandboxPolicy
+from builds.sandboxes.policy import MEBIBYTE, Command, LimitExceeded, Log, SandboxPolicy
 from builds.sandboxes.supervised import JOB_VARIABLE, Supervised
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
 
 MAX_LINES = 1000
 # Our runtime has modules of these names; on the index, `ts` is somebody else's.
@@ -40,6 +37,16 @@ WHEELS_INSIDE = "/opt/dynabench-build/wheels"
 PACKAGES_INSIDE = "/opt/dynabench/packages"
 CODE_INSIDE = "/home/model-server/code"
 REQUIREMENTS = "requirements.txt"
+PIP_OPTIONS = ("--only-binary=:all:", "--quiet", "--no-input", "--disable-pip-version-check")
+FETCH = SandboxPolicy(memory_mb=2048, deadline=600, log_cap=2 * MEBIBYTE)
+
+FROM_WHEELS = ("--no-index", "--find-links", WHEELS_INSIDE, "--no-cache-dir", "--no-compile")
+PIP_INSTALL = ("python3", PIP_INSIDE, "install", *FROM_WHEELS, "--target", PACKAGES_INSIDE)
+# What was fetched; the project itself, for `setup: true`, whose build tools are among the wheels; and byte code that
+# does not depend on file times: files that don't compile are no failure of the build.
+INSTALL = (*PIP_INSTALL, "--requirement", f"{WHEELS_INSIDE}/{REQUIREMENTS}")
+SETUP = (*PIP_INSTALL, "--upgrade", CODE_INSIDE)
+COMPILE = ("python3", "-m", "compileall", "-qq", "--invalidation-mode", "unchecked-hash", PACKAGES_INSIDE)
 # pip would read the host's configuration where it can see it; a fixed time makes equal builds equal.
 INSTALL_ENV = {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "SOURCE_DATE_EPOCH": "315532800"}
 
@@ -108,55 +115,38 @@ def fetch(
     wheels: Path,
     *,
     python: str,
-    log: Callable[[bytes], None],
+    log: Log,
     name: str,
     allow_sdists: bool = False,
-    deadline: float = 600,
-    max_bytes: int = 10 * 1024**3,
+    policy: SandboxPolicy = FETCH,
 ) -> None:
     """The lines' packages and all they need lie in `wheels`, with a requirements.txt; none of their code has run.
 
-    `python` ("3.11") is the sandbox's. `deadline` in seconds. Raises `RequirementsError` or `FetchError`.
+    `python` ("3.11") is the sandbox's. Raises `RequirementsError` or `FetchError`.
     """
     wheels.mkdir(parents=True, exist_ok=True)
     for line in filter(lambda line: line.is_ours, lines):
         log(f"{line.text}: comes with the model server, not from the index\n".encode())
     remaining = [line for line in lines if not line.is_ours]
     (wheels / REQUIREMENTS).write_text(_text(line for line in remaining if line.number))
-    policy = SandboxPolicy(memory_mb=2048, deadline=deadline, disk_mb=max(1, max_bytes // 1024**2), log_cap=2 * 1024**2)
-    while failure := _download(remaining, wheels, python=python, log=log, name=name, policy=policy):
+    while remaining and (failure := _download(remaining, wheels, python, log, name=name, policy=policy)):
         culprit = next((line for line in remaining if line.number == failure.line), None)
         if not (allow_sdists and failure.line and culprit):
             raise failure
         log(f"{culprit.text}: no wheel, taking the source distribution\n".encode())
-        if not sdists.fetch(culprit.requirement, wheels, python=python, max_bytes=max_bytes):
+        if not sdists.fetch(culprit.requirement, wheels, python=python, max_bytes=policy.disk_mb * MEBIBYTE):
             raise failure
         remaining = [*(line for line in remaining if line is not culprit), *(_line(0, tool) for tool in BUILD_TOOLS)]
     wheels.chmod(0o755)
     seal(wheels)  # readable inside, whatever our umask
 
 
-def install_command() -> list[str]:
-    """Installs what was fetched; for `Sandbox.run` with `INSTALL_ENV` and `install_mounts`."""
-    return [*_pip_install(), "--requirement", f"{WHEELS_INSIDE}/{REQUIREMENTS}"]
+def installing(argv: Sequence[str], stage: Path, wheels: Path) -> Command:
+    """INSTALL, SETUP or COMPILE on a stage, with our own pip, as the base may have none, and what was fetched."""
+    return Command(argv, stage, INSTALL_ENV, {Path(pip.__file__).parent: PIP_INSIDE, wheels: WHEELS_INSIDE})
 
 
-def setup_command() -> list[str]:
-    """Installs the project itself, for `setup: true`; its build tools are among the wheels."""
-    return [*_pip_install(), "--upgrade", CODE_INSIDE]
-
-
-def compile_command(inside: str = PACKAGES_INSIDE) -> list[str]:
-    """Byte code that does not depend on file times; files that don't compile are no failure of the build."""
-    return ["python3", "-m", "compileall", "-qq", "--invalidation-mode", "unchecked-hash", inside]
-
-
-def install_mounts(wheels: Path) -> dict[Path, str]:
-    """Our own pip, as the base may have none, and what it installs from."""
-    return {Path(pip.__file__).parent: PIP_INSIDE, wheels: WHEELS_INSIDE}
-
-
-def runtime_library(log: Callable[[bytes], None]) -> Path:
+def runtime_library(log: Log) -> Path:
     """The folder with our runtime's own packages, made once; it becomes /opt/dynabench/lib."""
     digest = hashlib.sha256(RUNTIME_REQUIREMENTS.read_bytes()).hexdigest()[:16]
     made = settings.VAR / "cache" / f"lib-{digest}"
@@ -164,9 +154,8 @@ def runtime_library(log: Callable[[bytes], None]) -> Path:
         return made
     made.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="lib-", dir=made.parent))
-    argv = [*_pip("install"), "--only-binary=:all:", "--no-compile", "--target", str(folder), "-r"]
-    policy = SandboxPolicy(memory_mb=2048, deadline=600)
-    if _run([*argv, str(RUNTIME_REQUIREMENTS)], folder, log, name="runtime-library", policy=policy):
+    argv = ["install", "--no-compile", "--target", str(folder), "-r", str(RUNTIME_REQUIREMENTS)]
+    if _pip(argv, folder, log, name="runtime-library", policy=FETCH):
         shutil.rmtree(folder)
         raise FetchError("The model server's own packages could not be installed; the log above says why.")
     try:
@@ -209,17 +198,9 @@ def _line(number: int, text: str) -> Line:
 
 
 def _download(
-    lines: Sequence[Line],
-    wheels: Path,
-    *,
-    python: str,
-    log: Callable[[bytes], None],
-    name: str,
-    policy: SandboxPolicy,
+    lines: Sequence[Line], wheels: Path, python: str, log: Log, *, name: str, policy: SandboxPolicy
 ) -> RequirementsError | None:
     """Asks pip for all lines at once; why it can't have them."""
-    if not lines:
-        return None
     output = bytearray()
 
     def both(chunk: bytes) -> None:
@@ -229,9 +210,9 @@ def _download(
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / REQUIREMENTS
         listed.write_text(_text(lines))
-        argv = [*_pip("download"), "--only-binary=:all:", "--dest", str(wheels), *_target(python), "-r", str(listed)]
+        argv = ["download", "--dest", str(wheels), *_target(python), "-r", str(listed)]
         try:
-            code = _run(argv, wheels, both, name=name, policy=policy)
+            code = _pip(argv, wheels, both, name=name, policy=policy)
         except LimitExceeded as error:
             raise RequirementsError(f"Fetching the requirements was stopped: {error}") from error
     return _explained(output.decode(errors="replace"), lines) if code else None
@@ -254,8 +235,11 @@ def _explained(output: str, lines: Sequence[Line]) -> RequirementsError:
     return RequirementsError(f"pip could not fetch the requirements: {output.strip()[-500:]}")
 
 
-def _run(argv: list[str], folder: Path, log: Callable[[bytes], None], *, name: str, policy: SandboxPolicy) -> int:
-    """pip's exit code; what it unpacks meanwhile counts as `folder`'s."""
+def _pip(arguments: Sequence[str], folder: Path, log: Log, *, name: str, policy: SandboxPolicy) -> int:
+    """The exit code of a pip that takes only wheels; what it unpacks meanwhile counts as `folder`'s."""
+    index = ["--index-url", settings.INDEX_URL] if settings.INDEX_URL else []
+    trust = ["--cert", settings.BUILD_CA_BUNDLE] if settings.BUILD_CA_BUNDLE else []
+    argv = [sys.executable, "-m", "pip", *arguments, *PIP_OPTIONS, *trust, *index]
     mark, scratch = job_mark(name), Path(tempfile.mkdtemp(prefix=".pip-", dir=folder))
     env = _environment() | {"TMPDIR": str(scratch), JOB_VARIABLE: mark}
     try:
@@ -264,18 +248,6 @@ def _run(argv: list[str], folder: Path, log: Callable[[bytes], None], *, name: s
             return running.finish()
     finally:
         erase(scratch)
-
-
-def _pip(command: str) -> list[str]:
-    index = ["--index-url", settings.INDEX_URL] if settings.INDEX_URL else []
-    trust = ["--cert", settings.BUILD_CA_BUNDLE] if settings.BUILD_CA_BUNDLE else []
-    options = ["--quiet", "--no-input", "--disable-pip-version-check"]
-    return [sys.executable, "-m", "pip", command, *options, *trust, *index]
-
-
-def _pip_install() -> list[str]:
-    options = ["--no-index", "--find-links", WHEELS_INSIDE, "--no-cache-dir", "--no-compile"]
-    return ["python3", PIP_INSIDE, "install", *options, "--target", PACKAGES_INSIDE]
 
 
 def _environment() -> dict[str, str]:

@@ -7,20 +7,17 @@ import json
 import ssl
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin
 
 from django.conf import settings
+from packaging.requirements import Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import InvalidSdistFilename, canonicalize_name, parse_sdist_filename
 from packaging.version import Version
 from pip._internal.models.index import PyPI
-
-if TYPE_CHECKING:
-    from http.client import HTTPResponse
-    from pathlib import Path
-
-    from packaging.requirements import Requirement
 
 JSON = "application/vnd.pypi.simple.v1+json"  # PEP 691
 SUFFIX = ".tar.gz"

@@ -11,8 +11,8 @@ from typing import Protocol
 from django.db.models.functions import Now
 
 from builds.models import Build, BuildStep
+from builds.sandboxes.policy import Log
 
-Log = Callable[[bytes], None]
 MAX_LOG_BYTES = 512 * 1024
 FLUSH_SECONDS = 1.0
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")

@@ -6,14 +6,11 @@ import os
 import socket
 import uuid
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import Self
 
 from django.conf import settings
 from django.db import models
 from django.db.models.functions import Now
-
-if TYPE_CHECKING:
-    from typing import Self
 
 
 class ClusterHeartbeatQuerySet(models.QuerySet["ClusterHeartbeat"]):

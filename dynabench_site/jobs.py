@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from django.conf import settings
 from django.db import DatabaseError, connection, models, transaction
@@ -15,9 +15,6 @@ from django.db.models.functions import Now
 
 from dynabench_site import clusters
 from dynabench_site.state import Stateful
-
-if TYPE_CHECKING:
-    from typing import Self
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import logging
 import uuid
 from collections.abc import Sequence
 from smtplib import SMTPException
-from typing import TYPE_CHECKING
+from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -17,9 +17,6 @@ from django.template.loader import render_to_string
 
 from dynabench_site import clusters
 from dynabench_site.jobs import Job, in_seconds
-
-if TYPE_CHECKING:
-    from typing import Any
 
 logger = logging.getLogger(__name__)
 BACKOFF_SECONDS = (10, 60, 300, 1800, 7200)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Container
 from functools import cache
-from typing import TYPE_CHECKING
 
 from django.conf import settings
 
 from builds.sandboxes.bwrap import BwrapSandbox
 from builds.sandboxes.docker import DockerSandbox
-from builds.sandboxes.policy import NoSandbox, SandboxError, SandboxUnavailable
+from builds.sandboxes.policy import NoSandbox, Sandbox, SandboxError, SandboxUnavailable
 from builds.sandboxes.process import ProcessSandbox
-
-if TYPE_CHECKING:
-    from collections.abc import Container
-
-    from builds.sandboxes.policy import Sandbox
 
 logger = logging.getLogger(__name__)
 

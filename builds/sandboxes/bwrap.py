@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from builds.sandboxes.folder import Mount
 from builds.sandboxes.policy import MEBIBYTE, NOBODY, SandboxPolicy, SandboxUnavailable
 from builds.sandboxes.probe import isolated
 from builds.sandboxes.process import FolderSandbox
 from builds.sandboxes.supervised import limited, required
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from builds.sandboxes.folder import Mount
 
 SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 # All of /etc that python and compilers need; anything else there could be a secret.

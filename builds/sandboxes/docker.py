@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from django.conf import settings
+from docker import DockerClient
 from docker.errors import ImageNotFound, NotFound
+from docker.models.containers import Container as DockerContainer
 from docker.types import LogConfig, Ulimit
 
 from builds import base_image
@@ -22,21 +26,15 @@ from builds.sandboxes.policy import (
     MEBIBYTE,
     NOBODY,
     CappedLog,
+    Command,
     LimitExceeded,
+    Log,
+    ModelServer,
     SandboxError,
     SandboxPolicy,
     SandboxUnavailable,
 )
 from builds.sandboxes.probe import isolated
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-
-    from docker import DockerClient
-    from docker.models.containers import Container as DockerContainer
-
-    from builds.sandboxes.policy import ModelServer
 
 logger = logging.getLogger(__name__)
 
@@ -66,23 +64,14 @@ class DockerSandbox:
             raise SandboxUnavailable("code in it runs as root")
         self.python = finding.version.rpartition(".")[0]
 
-    def run(
-        self,
-        command: Sequence[str],
-        *,
-        stage: Path,
-        policy: SandboxPolicy,
-        env: Mapping[str, str],
-        log: Callable[[bytes], None],
-        name: str,
-        mounts: Mapping[Path, str] | None = None,
-    ) -> int:
-        with folder.scratch_for(stage) as scratch, engine() as client:
-            mounted = folder.stage_mounts(stage, scratch, mounts or {})
+    def run(self, command: Command, *, policy: SandboxPolicy, log: Log, name: str) -> int:
+        with folder.scratch_for(command.stage) as scratch, engine() as client:
+            mounted = folder.stage_mounts(command, scratch)
             disk = DiskWatch([mount.host for mount in mounted if mount.writable], policy.disk_mb)
             options = limits(policy) | {
-                "entrypoint": list(command),
-                "environment": {"HOME": folder.SCRATCH, "TMPDIR": folder.SCRATCH, "PYTHONUNBUFFERED": "1", **env},
+                "entrypoint": list(command.argv),
+                "environment": {"HOME": folder.SCRATCH, "TMPDIR": folder.SCRATCH, "PYTHONUNBUFFERED": "1"}
+                | dict(command.env),
                 "log_config": LogConfig(type="none"),
                 "tmpfs": {"/tmp": f"exec,nosuid,nodev,size={policy.tmpfs_mb}m"},
                 "user": stage_user(),
@@ -234,7 +223,7 @@ def container(
         remove(made)
 
 
-def followed(made: DockerContainer, policy: SandboxPolicy, log: Callable[[bytes], None], disk: DiskWatch) -> int:
+def followed(made: DockerContainer, policy: SandboxPolicy, log: Log, disk: DiskWatch) -> int:
     """The exit code of a started container whose output went to `log`; raises the limit it went past."""
     capped = CappedLog(log, policy.log_cap)
     output = made.attach(stream=True, stdout=True, stderr=True)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import docker
 from docker.errors import DockerException
 from requests.exceptions import RequestException
 
 from builds.sandboxes.policy import SandboxError, SandboxUnavailable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @contextmanager

@@ -12,18 +12,15 @@ import stat
 import subprocess
 import tempfile
 import time
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 from django.conf import settings
 
-from builds.sandboxes.policy import MEBIBYTE, NOBODY, LimitExceeded, SandboxError, TooMuchDisk
-
-if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping, Sequence
+from builds.sandboxes.policy import MEBIBYTE, NOBODY, Command, LimitExceeded, SandboxError
 
 READ_ONLY = ("/opt/dynabench", "/home/model-server")
 # All that an install step may change; our runtime beside it stays ours.
@@ -80,14 +77,14 @@ def at(root: Path, inside: str) -> Path:
     return root / inside.lstrip("/")
 
 
-def stage_mounts(stage: Path, scratch: Path, extra: Mapping[Path, str]) -> list[Mount]:
+def stage_mounts(command: Command, scratch: Path) -> list[Mount]:
     """What an install step sees; the writable folders exist and belong to the user it runs as."""
-    writable = [*(Mount(at(stage, inside), inside, True) for inside in WRITABLE), Mount(scratch, SCRATCH, True)]
+    writable = [Mount(at(command.stage, inside), inside, True) for inside in WRITABLE] + [Mount(scratch, SCRATCH, True)]
     for mount in writable:
         mount.host.mkdir(parents=True, exist_ok=True)
         hand_over(mount.host)
-    read_only = [Mount(at(stage, inside), inside) for inside in READ_ONLY]
-    return [*read_only, *writable, *(Mount(host, inside) for host, inside in extra.items())]
+    read_only = [Mount(at(command.stage, inside), inside) for inside in READ_ONLY]
+    return [*read_only, *writable, *(Mount(host, inside) for host, inside in command.mounts.items())]
 
 
 def image_mounts(image: Path, sockets: Path) -> list[Mount]:
@@ -146,7 +143,7 @@ class DiskWatch:
         except LimitExceeded as error:
             return error
         self._next = time.monotonic() + DISK_SECONDS
-        return TooMuchDisk(f"It wrote more than {self._room_mb} MiB and was stopped.") if is_full else None
+        return LimitExceeded(f"It wrote more than {self._room_mb} MiB and was stopped.") if is_full else None
 
 
 def hand_over(folder: Path) -> None:

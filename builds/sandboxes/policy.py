@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping, Sequence
-    from contextlib import AbstractContextManager
-    from pathlib import Path
-    from socket import socket as Socket
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from socket import socket as Socket
+from typing import ClassVar, Protocol
 
 MEBIBYTE = 1024 * 1024
 # "nobody": user code runs as it in every sandbox that can change its user.
 NOBODY = 65534
+Log = Callable[[bytes], None]
 
 
 class SandboxError(RuntimeError):
@@ -33,20 +32,14 @@ class LimitExceeded(RuntimeError):
     """The sandboxed code went past a limit; the sentence is for its author."""
 
 
-class SandboxTimeout(LimitExceeded):
-    """It ran longer, or used more processor time, than allowed."""
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What runs: it sees `stage` at its in-image paths and `mounts`, further folders (host to inside), read-only."""
 
-
-class OutOfMemory(LimitExceeded):
-    """It used more memory than allowed."""
-
-
-class TooManyProcesses(LimitExceeded):
-    """It started more processes or threads than allowed."""
-
-
-class TooMuchDisk(LimitExceeded):
-    """It wrote more than allowed."""
+    argv: Sequence[str]
+    stage: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    mounts: Mapping[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +60,17 @@ class SandboxPolicy:
         """Bytes."""
         return self.memory_mb * MEBIBYTE
 
-    def too_slow(self) -> SandboxTimeout:
-        return SandboxTimeout(f"It did not finish within {self.deadline:g} s and was stopped.")
+    def too_slow(self) -> LimitExceeded:
+        return LimitExceeded(f"It did not finish within {self.deadline:g} s and was stopped.")
 
-    def too_busy(self) -> SandboxTimeout:
-        return SandboxTimeout(f"It used more than {self.cpu_seconds} s of processor time and was stopped.")
+    def too_busy(self) -> LimitExceeded:
+        return LimitExceeded(f"It used more than {self.cpu_seconds} s of processor time and was stopped.")
 
-    def too_big(self) -> OutOfMemory:
-        return OutOfMemory(f"It used more than {self.memory_mb} MiB of memory and was stopped.")
+    def too_big(self) -> LimitExceeded:
+        return LimitExceeded(f"It used more than {self.memory_mb} MiB of memory and was stopped.")
 
-    def too_many(self) -> TooManyProcesses:
-        return TooManyProcesses(f"It started more than {self.pids} processes and threads and was stopped.")
+    def too_many(self) -> LimitExceeded:
+        return LimitExceeded(f"It started more than {self.pids} processes and threads and was stopped.")
 
 
 INSTALL = SandboxPolicy(memory_mb=8192, pids=1024, disk_mb=30_720)
@@ -87,7 +80,7 @@ SERVE = SandboxPolicy()
 class CappedLog:
     """Passes output on until the cap, then counts what it drops; `close` says how much."""
 
-    def __init__(self, sink: Callable[[bytes], None], cap: int) -> None:
+    def __init__(self, sink: Log, cap: int) -> None:
         self._sink = sink
         self._left = cap
         self._dropped = 0
@@ -137,21 +130,8 @@ class Sandbox(Protocol):
     def self_test(self) -> None:
         """Raises `SandboxUnavailable` unless a command runs here and finds the network closed."""
 
-    def run(
-        self,
-        command: Sequence[str],
-        *,
-        stage: Path,
-        policy: SandboxPolicy,
-        env: Mapping[str, str],
-        log: Callable[[bytes], None],
-        name: str,
-        mounts: Mapping[Path, str] | None = None,
-    ) -> int:
-        """The exit code (128 + n for signal n) of a command that sees `stage` at its in-image paths.
-
-        `mounts` are further folders, host to inside, read-only. Raises `LimitExceeded` or `SandboxError`.
-        """
+    def run(self, command: Command, *, policy: SandboxPolicy, log: Log, name: str) -> int:
+        """The exit code, 128 + n for signal n; raises `LimitExceeded` or `SandboxError`."""
 
     def pack(self, stage: Path, *, name: str, labels: Mapping[str, str]) -> str:
         """The digest of the image made of `stage`, which is used up."""

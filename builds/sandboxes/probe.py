@@ -7,12 +7,8 @@ import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from builds.sandboxes.policy import LimitExceeded, SandboxPolicy, SandboxUnavailable
-
-if TYPE_CHECKING:
-    from builds.sandboxes.policy import Sandbox
+from builds.sandboxes.policy import Command, LimitExceeded, Sandbox, SandboxPolicy, SandboxUnavailable
 
 PROBE_POLICY = SandboxPolicy(memory_mb=512, pids=32, cpu_seconds=5, deadline=5.0, tmpfs_mb=16, disk_mb=16)
 # The address is reserved for documentation (RFC 5737): with a route it times out, without one it is refused at once.
@@ -42,11 +38,9 @@ def probe(sandbox: Sandbox) -> Finding:
         stage = Path(folder) / "stage"
         for inside in ("opt/dynabench", "home/model-server"):
             (stage / inside).mkdir(parents=True)
-        command = ["python3", "-c", PROBE, str(listener.getsockname()[1])]
+        command = Command(["python3", "-c", PROBE, str(listener.getsockname()[1])], stage)
         try:
-            code = sandbox.run(
-                command, stage=stage, policy=PROBE_POLICY, env={}, log=output.extend, name=f"self-test-{sandbox.name}"
-            )
+            code = sandbox.run(command, policy=PROBE_POLICY, log=output.extend, name=f"self-test-{sandbox.name}")
         except LimitExceeded as error:
             raise SandboxUnavailable(f"its self-test failed: {error}") from error
     text = output.decode(errors="replace").strip()

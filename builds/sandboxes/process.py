@@ -5,22 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import sys
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import ClassVar
 
 from builds.sandboxes import folder
 from builds.sandboxes.folder import DiskWatch, Mount
-from builds.sandboxes.policy import SandboxError, SandboxPolicy
+from builds.sandboxes.policy import Command, Log, ModelServer, SandboxError, SandboxPolicy
 from builds.sandboxes.probe import probe
 from builds.sandboxes.supervised import JOB_VARIABLE, Supervised, limited, sweep_processes
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from builds.sandboxes.policy import ModelServer
 
 logger = logging.getLogger(__name__)
 
@@ -83,22 +79,12 @@ class FolderSandbox:
         """The host's command and its environment that run `command` with `mounts` and `env`."""
         raise NotImplementedError
 
-    def run(
-        self,
-        command: Sequence[str],
-        *,
-        stage: Path,
-        policy: SandboxPolicy,
-        env: Mapping[str, str],
-        log: Callable[[bytes], None],
-        name: str,
-        mounts: Mapping[Path, str] | None = None,
-    ) -> int:
+    def run(self, command: Command, *, policy: SandboxPolicy, log: Log, name: str) -> int:
         mark = folder.job_mark(name)
-        with folder.scratch_for(stage) as scratch:
-            mounted = folder.stage_mounts(stage, scratch, mounts or {})
-            inside = {**base_environment(folder.SCRATCH, mark), **env}
-            argv, environment = self.wrap(command, mounts=mounted, env=inside, policy=policy)
+        with folder.scratch_for(command.stage) as scratch:
+            mounted = folder.stage_mounts(command, scratch)
+            inside = {**base_environment(folder.SCRATCH, mark), **command.env}
+            argv, environment = self.wrap(command.argv, mounts=mounted, env=inside, policy=policy)
             disk = DiskWatch([mount.host for mount in mounted if mount.writable], policy.disk_mb)
             with Supervised(
                 argv, env=environment, policy=policy, log=log, mark=mark, disk=disk, cwd=scratch

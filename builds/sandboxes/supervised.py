@@ -8,16 +8,14 @@ import signal
 import subprocess
 import threading
 import time
-from typing import TYPE_CHECKING, Self
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import Self
 
 import psutil
 
 from builds.sandboxes.folder import DiskWatch, left_over, marked_job
-from builds.sandboxes.policy import MEBIBYTE, CappedLog, LimitExceeded, SandboxError, SandboxPolicy
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping, Sequence
-    from pathlib import Path
+from builds.sandboxes.policy import MEBIBYTE, CappedLog, LimitExceeded, Log, SandboxError, SandboxPolicy
 
 JOB_VARIABLE = "DYNABENCH_JOB"
 POLL_SECONDS = 0.1
@@ -81,7 +79,7 @@ class Supervised:
         *,
         env: Mapping[str, str],
         policy: SandboxPolicy,
-        log: Callable[[bytes], None],
+        log: Log,
         mark: str,
         disk: DiskWatch,
         cwd: Path | None = None,

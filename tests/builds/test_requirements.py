@@ -9,6 +9,7 @@ import sys
 import tarfile
 import threading
 import zipfile
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -263,7 +264,7 @@ def test_packages_of_any_size_do_not_fill_the_disk(fetched, index):
     index.add(wheel("huge", size=8_000_000))
 
     with pytest.raises(RequirementsError, match="wrote more than 1 MiB"):
-        fetched("huge\n", max_bytes=2_000_000)
+        fetched("huge\n", policy=replace(requirements.FETCH, disk_mb=1))
 
 
 def test_wheels_are_chosen_for_the_sandboxes_python(fetched, index):
@@ -313,15 +314,12 @@ def stage(var):
     return root
 
 
-def in_sandbox(name, stage, command):
+def in_sandbox(name, stage, argv):
     log = bytearray()
     wheels = stage.parent / "wheels"
     wheels.mkdir(exist_ok=True)
-    mounts = requirements.install_mounts(wheels)
-    env = requirements.INSTALL_ENV
-    code = by_name(name).run(
-        command, stage=stage, policy=POLICY, env=env, log=log.extend, name="test-install", mounts=mounts
-    )
+    command = requirements.installing(argv, stage, wheels)
+    code = by_name(name).run(command, policy=POLICY, log=log.extend, name="test-install")
     return code, log.decode()
 
 
@@ -330,13 +328,13 @@ def test_what_was_fetched_is_installed_without_network(name, fetched, index, sta
     fetched("alpha\n")
     asked = len(index.hits)
 
-    code, log = in_sandbox(name, stage, requirements.install_command())
+    code, log = in_sandbox(name, stage, requirements.INSTALL)
 
     packages = stage / "opt/dynabench/packages"
     assert code == 0, log
     assert {"alpha.py", "beta.py"} <= {path.name for path in packages.iterdir()}
     assert len(index.hits) == asked
-    assert in_sandbox(name, stage, requirements.compile_command())[0] == 0
+    assert in_sandbox(name, stage, requirements.COMPILE)[0] == 0
     assert list((packages / "__pycache__").iterdir())
 
 
@@ -347,7 +345,7 @@ def test_a_hostile_setup_reaches_nothing(name, index, stage, monkeypatch):
     (stage / "home/model-server/code/pyproject.toml").write_text(PYPROJECT)
     (stage / "home/model-server/code/backend.py").write_text(HOSTILE.replace("PORT", str(port)))
 
-    code, log = in_sandbox(name, stage, requirements.setup_command())
+    code, log = in_sandbox(name, stage, requirements.SETUP)
 
     assert code == 0, log
     assert (stage / "opt/dynabench/packages/hostile_findings.py").read_text() == "found = []\n"

@@ -58,14 +58,14 @@ class Server:
         self.code.mkdir(parents=True)
 
     def pack(self, handler, *model_files, torchserve_config=None):
-        """What a build does: project, archive, unpacked archive, image.json, runtime and its libraries."""
+        """What a build does: project, model folder, archive, image.json, runtime and its libraries."""
         shutil.copy(HANDLERS / f"{handler}.py", self.code / "handler.py")
         (self.code / "checkpoint.pt").write_text("weights")
         (self.code / "words.py").write_text("def words_of(text):\n    return {w.strip('.') for w in text.split()}\n")
         (self.code / "nli.json").write_text(json.dumps(TASK))
         setup = {"checkpoint": "checkpoint.pt", "handler": "handler.py", "model_files": list(model_files)}
-        sha256 = mar.write_mar(self.code, setup, name="ts7-nli", dest=self.root / "model.mar")
-        mar.unpack_mar(self.root / "model.mar", self.model)
+        mar.lay_out(self.code, setup, name="ts7-nli", folder=self.model)
+        sha256 = mar.write_mar(self.model, self.root / "model.mar")
         facts = {"task_code": "nli", "archive_sha256": sha256, "model_name": "ts7-nli"}
         facts["torchserve_config"] = torchserve_config or {}
         (self.dynabench / "image.json").write_text(json.dumps(facts))

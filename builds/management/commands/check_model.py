@@ -11,8 +11,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from builds import sandboxes
 from builds.image import ImageBuilder, new_workdir
-from builds.sandboxes.policy import NoSandbox
-from builds.steps import Log, StepFailed, readable
+from builds.sandboxes.policy import Log, NoSandbox
+from builds.steps import StepFailed, readable
 from examples.pack import model_name, pack
 from tasks_catalog.models import Task
 
