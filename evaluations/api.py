@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +18,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from evaluations import services
-from evaluations.board import Board, Lacking, Row, board, scores_of, scores_of_all, weights_from
+from evaluations.board import Board, Entry, board, scores_of, weights_from
 from evaluations.progress import waiting_for
 from submissions.models import Submission
 from submissions.services import cancel
@@ -45,8 +45,7 @@ class SubmissionListView(APIView):
         chosen = {column: value for column, value in given.items() if value}
         pages = Pages()
         page = pages.paginate_queryset(_submissions().filter(owner=request.user, **chosen), request, view=self)
-        scores = scores_of_all(page, viewer=request.user)
-        return pages.get_paginated_response([_fields(row, scores.get(row.pk, {}), request.user) for row in page])
+        return pages.get_paginated_response(_fields(page, request.user))
 
 
 @method_decorator(conditional_page, name="dispatch")
@@ -78,8 +77,7 @@ class LeaderboardView(APIView):
     permission_classes = [AllowAny]
 
     def get(self, request: Request, code: str) -> Response:
-        tasks = Task.objects.visible_to(request.user).select_related("build_config")
-        task = get_object_or_404(tasks.prefetch_related("metrics", "datasets"), code=code)
+        task = get_object_or_404(Task.objects.whole().visible_to(request.user), code=code)
         metric_weights, dataset_weights = weights_from(request.query_params)
         return Response(_board_fields(board(task, metric_weights=metric_weights, dataset_weights=dataset_weights)))
 
@@ -89,33 +87,32 @@ def _submissions() -> QuerySet[Submission]:
 
 
 def _answer(submission: Submission, viewer: User) -> Response:
-    return Response(_fields(submission, scores_of(submission, viewer=viewer), viewer))
+    return Response(_fields([submission], viewer)[0])
 
 
-def _fields(submission: Submission, scores: Mapping[str, Mapping[str, float]], viewer: User) -> dict[str, Any]:
-    return {
-        "id": submission.pk,
-        "task": submission.task.code,
-        "name": submission.name,
-        "status": submission.status,
-        "waiting_for": waiting_for(submission),
-        "error": _error(submission, viewer),
-        "is_published": submission.is_published,
-        "scores": scores,
-        "created_at": submission.created_at,
-    }
+def _fields(submissions: Sequence[Submission], viewer: User) -> list[dict[str, Any]]:
+    scores = scores_of(submissions, viewer=viewer)
+    return [
+        {
+            "id": submission.pk,
+            "task": submission.task.code,
+            "name": submission.name,
+            "status": submission.status,
+            "waiting_for": waiting_for(submission),
+            "error": _error(submission, viewer),
+            "is_published": submission.is_published,
+            "scores": scores[submission.pk],
+            "created_at": submission.created_at,
+        }
+        for submission in submissions
+    ]
 
 
 def _error(submission: Submission, viewer: User) -> dict[str, str] | None:
-    """What went wrong, for those who may look inside: it can quote the model's files."""
-    if submission.error_code and _may_look_inside(submission, viewer):
+    """What went wrong, for those who may look inside."""
+    if submission.error_code and submission.is_open_to(viewer):
         return {"code": submission.error_code, "detail": submission.error_detail}
     return None
-
-
-def _may_look_inside(submission: Submission, viewer: User) -> bool:
-    is_senders = viewer.is_staff or submission.owner_id == viewer.pk
-    return is_senders or submission.task.owners.filter(pk=viewer.pk).exists()
 
 
 def _board_fields(ranked: Board) -> dict[str, Any]:
@@ -130,7 +127,7 @@ def _board_fields(ranked: Board) -> dict[str, Any]:
     }
 
 
-def _model(row: Row | Lacking) -> dict[str, Any]:
+def _model(row: Entry) -> dict[str, Any]:
     """Which model it is; nothing of one that competes unpublished."""
     if row.is_anonymous:
         return {"id": None, "name": None, "owner": None}

@@ -15,10 +15,12 @@ from dynabench_site.api import ApiError
 from evaluations.leaderboard import dynascore
 from evaluations.models import CurrentScores
 from submissions.models import Submission
+from tasks_catalog import metrics
 from tasks_catalog.models import Dataset, Task, TaskMetric
 
-# {submission: {(dataset name, metric): value}}: a perturbed variant's metric stands at its base dataset
-Values = Mapping[int, Mapping[tuple[str, str], float]]
+# {submission: {dataset name: {metric: value}}}: a perturbed variant's metric stands at its base dataset
+Values = Mapping[int, Mapping[str, Mapping[str, float]]]
+WeighedDatasets = Sequence[tuple[Dataset, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,40 +35,49 @@ class Column:
     share: float
     ranks: bool
 
+    @property
+    def counts(self) -> bool:
+        return self.ranks or self.weight > 0
+
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A ranked model; `averages` by metric, `scores` by dataset and metric. Anonymous: don't show whose it is."""
+class Entry:
+    """A model on the board. Anonymous: don't show whose it is."""
+
+    submission: Submission
+
+    @property
+    def is_anonymous(self) -> bool:
+        return not self.submission.is_published
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Entry):
+    """A ranked model; `averages` by metric, `scores` by dataset and metric."""
 
     rank: int
-    submission: Submission
     score: float
-    averages: dict[str, float]
-    scores: dict[str, dict[str, float]]
-
-    @property
-    def is_anonymous(self) -> bool:
-        return not self.submission.is_published
+    averages: Mapping[str, float]
+    scores: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Lacking:
+class Lacking(Entry):
     """A model that can't be ranked yet, and what it has no score on."""
 
-    submission: Submission
     missing: list[str]
-
-    @property
-    def is_anonymous(self) -> bool:
-        return not self.submission.is_published
 
 
 @dataclass(frozen=True, slots=True)
 class Board:
     columns: list[Column]
-    datasets: list[tuple[Dataset, float]]
+    datasets: WeighedDatasets
     rows: list[Row]
     lacking: list[Lacking]
+
+    @property
+    def models(self) -> int:
+        return len(self.rows) + len(self.lacking)
 
 
 def board(
@@ -80,7 +91,7 @@ def board(
 
     `also` is ranked among the published ones: the place it would take.
     """
-    submissions = _ranked_submissions([task], also)
+    submissions = _ranked_submissions([task]) | ({also.pk: also} if also else {})
     return _board(task, submissions, _values([task], submissions), metric_weights or {}, dataset_weights or {})
 
 
@@ -88,31 +99,8 @@ def boards(tasks: Collection[Task]) -> dict[int, Board]:
     """The boards of several tasks by primary key, with their own weights and the queries of one."""
     submissions = _ranked_submissions(tasks)
     values = _values(tasks, submissions)
-    return {task.pk: _board(task, _of_task(task, submissions), values, {}, {}) for task in tasks}
-
-
-def _of_task(task: Task, submissions: Mapping[int, Submission]) -> dict[int, Submission]:
-    return {pk: row for pk, row in submissions.items() if row.task_id == task.pk}
-
-
-def _board(
-    task: Task,
-    submissions: Mapping[int, Submission],
-    values: Values,
-    metric_weights: Mapping[str, float],
-    dataset_weights: Mapping[str, float],
-) -> Board:
-    all_datasets = _scoring_datasets(task)
-    datasets = [row for row in all_datasets if row.variant == Dataset.Variant.BASE]
-    metrics = _metrics_on_board(task, all_datasets)
-    columns = _columns(metrics, metric_weights)
-    weights = [dataset_weights.get(row.name, row.weight) for row in datasets]
-    needed = _needed(columns, metrics, datasets, all_datasets)
-    missing = {pk: _missing(values.get(pk, {}), needed) for pk in submissions}
-    complete = [pk for pk in sorted(submissions) if not missing[pk]]
-    rows = _rows(complete, submissions, values, columns, metrics, list(zip(datasets, weights, strict=True)), task)
-    lacking = [Lacking(submissions[pk], missing[pk]) for pk in sorted(submissions) if missing[pk]]
-    return Board(columns, list(zip(datasets, weights, strict=True)), rows, lacking)
+    of_task = {task.pk: {pk: row for pk, row in submissions.items() if row.task_id == task.pk} for task in tasks}
+    return {task.pk: _board(task, of_task[task.pk], values, {}, {}) for task in tasks}
 
 
 def weights_from(query: QueryDict) -> tuple[dict[str, float], dict[str, float]]:
@@ -125,26 +113,6 @@ def weights_from(query: QueryDict) -> tuple[dict[str, float], dict[str, float]]:
     return chosen["m"], chosen["d"]
 
 
-def scores_of(submission: Submission, *, viewer: User | AnonymousUser) -> dict[str, dict[str, float]]:
-    """The current scores by dataset and metric; those on hidden datasets for staff and the task's owners only."""
-    return scores_of_all([submission], viewer=viewer).get(submission.pk, {})
-
-
-def scores_of_all(
-    submissions: Iterable[Submission], *, viewer: User | AnonymousUser
-) -> dict[int, dict[str, dict[str, float]]]:
-    """The same for several submissions, by their ids."""
-    current = CurrentScores.objects.filter(submission__in=submissions)
-    if not viewer.is_staff:
-        owned = Task.owners.through.objects.filter(user_id=viewer.pk).values("task_id")
-        current = current.exclude(~Q(dataset__task__in=owned), dataset__access_type=Dataset.Access.HIDDEN)
-    found: dict[int, dict[str, dict[str, float]]] = defaultdict(dict)
-    for row in current.select_related("dataset").prefetch_related("scoring__scores").order_by("dataset_id"):
-        values = {score.metric: score.value for score in row.scoring.scores.all()}
-        found[row.submission_id][row.dataset.full_name] = values
-    return dict(found)
-
-
 def _weight(key: str, text: str) -> float:
     try:
         weight = float(text)
@@ -155,133 +123,137 @@ def _weight(key: str, text: str) -> float:
     return weight
 
 
-def _metrics_on_board(task: Task, datasets: Iterable[Dataset]) -> list[TaskMetric]:
-    """The task's metrics; a perturbation metric only where there is a dataset to take it from."""
-    variants = {row.variant for row in datasets}
-    rows = task.metrics.all()
-    return [row for row in rows if row.kind != TaskMetric.Kind.PERTURBATION or row.name in variants]
+def _ranked_submissions(tasks: Collection[Task]) -> dict[int, Submission]:
+    scored = Exists(CurrentScores.objects.filter(submission=OuterRef("pk")))
+    competing = Q(task__unpublished_models_in_leaderboard=True) & Q(scored)
+    rows = Submission.objects.filter(Q(is_published=True) | competing, task__in=tasks)
+    rows = rows.exclude(status=Submission.Status.TAKEN_DOWN)
+    return {row.pk: row for row in rows.select_related("owner").defer("error_detail", "setup_config")}
 
 
-def _columns(metrics: Sequence[TaskMetric], chosen: Mapping[str, float]) -> list[Column]:
-    weights = [chosen.get(row.name, row.weight) for row in metrics]
-    total = sum(weights) or 1.0
-    return [
-        Column(
-            row.name,
-            row.definition.label,
-            row.definition.unit,
-            row.definition.direction,
-            weight,
-            weight / total,
-            row.ranks,
-        )
-        for row, weight in zip(metrics, weights, strict=True)
-    ]
+def _values(tasks: Collection[Task], submissions: Mapping[int, Submission]) -> Values:
+    names = {row.pk: row.name for task in tasks for row in _scoring_datasets(task)}
+    current = CurrentScores.objects.filter(dataset__in=names, submission__task__in=tasks)
+    found: dict[int, dict[str, dict[str, float]]] = {pk: defaultdict(dict) for pk in submissions}
+    for pk, dataset, metric, value in current.values_list(
+        "submission_id", "dataset_id", "scoring__scores__metric", "scoring__scores__value"
+    ):
+        if pk in found and metric is not None:
+            found[pk][names[dataset]][metric] = value
+    return found
 
 
 def _scoring_datasets(task: Task) -> list[Dataset]:
     return [row for row in task.datasets.all() if row.access_type == Dataset.Access.SCORING]
 
 
-def _ranked_submissions(tasks: Collection[Task], also: Submission | None = None) -> dict[int, Submission]:
-    scored = Exists(CurrentScores.objects.filter(submission=OuterRef("pk")))
-    competing = Q(task__unpublished_models_in_leaderboard=True) & Q(scored)
-    rows = Submission.objects.filter(Q(is_published=True) | competing, task__in=tasks)
-    rows = rows.exclude(status=Submission.Status.TAKEN_DOWN)
-    found = {row.pk: row for row in rows.select_related("owner").defer("error_detail", "setup_config")}
-    return found | ({also.pk: also} if also else {})
+def _board(
+    task: Task,
+    submissions: Mapping[int, Submission],
+    values: Values,
+    metric_weights: Mapping[str, float],
+    dataset_weights: Mapping[str, float],
+) -> Board:
+    scoring = _scoring_datasets(task)
+    bases = [row for row in scoring if row.variant == Dataset.Variant.BASE]
+    datasets = [(row, dataset_weights.get(row.name, row.weight)) for row in bases]
+    columns = _columns(task, scoring, metric_weights)
+    needed = _needed(columns, scoring)
+    missing = {pk: _missing(values[pk], needed) for pk in sorted(submissions)}
+    complete = [submissions[pk] for pk, names in missing.items() if not names]
+    lacking = [Lacking(submissions[pk], names) for pk, names in missing.items() if names]
+    return Board(columns, datasets, _rows(task, complete, values, columns, datasets), lacking)
 
 
-def _values(tasks: Collection[Task], submissions: Mapping[int, Submission]) -> Values:
-    names = {row.pk: row.name for task in tasks for row in _scoring_datasets(task)}
-    current = CurrentScores.objects.filter(dataset__in=names, submission__task__in=tasks)
-    found: dict[int, dict[tuple[str, str], float]] = defaultdict(dict)
-    for pk, dataset, metric, value in current.values_list(
-        "submission_id", "dataset_id", "scoring__scores__metric", "scoring__scores__value"
-    ):
-        if pk in submissions and metric is not None:
-            found[pk][names[dataset], metric] = value
-    return found
+def _columns(task: Task, scoring: Sequence[Dataset], chosen: Mapping[str, float]) -> list[Column]:
+    """The task's metrics; a perturbation metric only where there is a dataset to take it from."""
+    variants = {row.variant for row in scoring}
+    shown = [row for row in task.metrics.all() if row.kind != TaskMetric.Kind.PERTURBATION or row.name in variants]
+    weights = {row.name: chosen.get(row.name, row.weight) for row in shown}
+    total = sum(weights.values()) or 1.0
+    columns = []
+    for row in shown:
+        definition, weight = row.definition, weights[row.name]
+        columns.append(
+            Column(row.name, definition.label, definition.unit, definition.direction, weight, weight / total, row.ranks)
+        )
+    return columns
 
 
-def _needed(
-    columns: Sequence[Column],
-    metrics: Sequence[TaskMetric],
-    datasets: Sequence[Dataset],
-    all_datasets: Sequence[Dataset],
-) -> list[tuple[str, str]]:
+def _needed(columns: Sequence[Column], scoring: Sequence[Dataset]) -> list[tuple[str, str]]:
     """What a model must have to be ranked: metrics that count, on each dataset that has them."""
-    variants = {(row.name, row.variant) for row in all_datasets}
+    variants = {(row.name, row.variant) for row in scoring}
     return [
         (dataset.name, column.name)
-        for dataset in datasets
-        for column, metric in zip(columns, metrics, strict=True)
-        if (column.weight or column.ranks)
-        and (metric.kind != TaskMetric.Kind.PERTURBATION or (dataset.name, metric.name) in variants)
+        for dataset in scoring
+        for column in columns
+        if dataset.variant == Dataset.Variant.BASE
+        and column.counts
+        and (metrics.get(column.name).kind != TaskMetric.Kind.PERTURBATION or (dataset.name, column.name) in variants)
     ]
 
 
-def _missing(mine: Mapping[tuple[str, str], float], needed: Sequence[tuple[str, str]]) -> list[str]:
+def _missing(mine: Mapping[str, Mapping[str, float]], needed: Sequence[tuple[str, str]]) -> list[str]:
     lacks: dict[str, list[str]] = defaultdict(list)
     for dataset, metric in needed:
-        if (dataset, metric) not in mine:
+        if metric not in mine.get(dataset, {}):
             lacks[dataset].append(metric)
-    present = {dataset for dataset, _ in mine}
-    return [name if name not in present else f"{name}: {', '.join(names)}" for name, names in lacks.items()]
+    return [f"{name}: {', '.join(names)}" if mine.get(name) else name for name, names in lacks.items()]
 
 
 def _rows(
-    pks: Sequence[int],
-    submissions: Mapping[int, Submission],
+    task: Task,
+    submissions: Sequence[Submission],
     values: Values,
     columns: Sequence[Column],
-    metrics: Sequence[TaskMetric],
-    datasets: Sequence[tuple[Dataset, float]],
-    task: Task,
+    datasets: WeighedDatasets,
 ) -> list[Row]:
-    averages = {pk: {column.name: _average(values[pk], column.name, datasets) for column in columns} for pk in pks}
-    counted = [index for index, column in enumerate(columns) if column.weight or column.ranks]
-    perf = next((place for place, index in enumerate(counted) if columns[index].ranks), None)
-    if not pks or perf is None:
+    """These submissions, in ascending order of their ids, best first."""
+    counted = [column for column in columns if column.counts]
+    ranking = next((column for column in counted if column.ranks), None)
+    if not submissions or ranking is None:
         return []
-    memory = task.build_config.memory_gib
-    points = dynascore(
-        [[averages[pk][columns[index].name] or 0.0 for index in counted] for pk in pks],
-        weights=[columns[index].weight for index in counted],
-        directions=[columns[index].direction for index in counted],
-        offsets=[metrics[index].definition.offset_for(memory) for index in counted],
-        perf=perf,
+    averages = {row.pk: _averages(values[row.pk], columns, datasets) for row in submissions}
+    scores = dynascore(
+        [[averages[row.pk].get(column.name, 0.0) for column in counted] for row in submissions],
+        weights=[column.weight for column in counted],
+        directions=[column.direction for column in counted],
+        offsets=[metrics.get(column.name).offset_for(task.build_config.memory_gib) for column in counted],
+        perf=counted.index(ranking),
+    ).tolist()
+    best_first = sorted(
+        zip(submissions, scores, strict=True),
+        key=lambda pair: (-pair[1], -ranking.direction * averages[pair[0].pk].get(ranking.name, 0.0), pair[0].pk),
     )
-    ranking = columns[counted[perf]].name
-    direction = columns[counted[perf]].direction
-    score_of = dict(zip(pks, points.tolist(), strict=True))
-    order = sorted(pks, key=lambda pk: (-score_of[pk], -direction * (averages[pk][ranking] or 0.0), pk))
     return [
-        Row(rank, submissions[pk], score_of[pk], _known(averages[pk]), _by_dataset(values[pk], datasets))
-        for rank, pk in enumerate(order, start=1)
+        Row(row, rank, score, averages[row.pk], {base.name: values[row.pk].get(base.name, {}) for base, _ in datasets})
+        for rank, (row, score) in enumerate(best_first, start=1)
     ]
 
 
-def _average(
-    mine: Mapping[tuple[str, str], float], metric: str, datasets: Sequence[tuple[Dataset, float]]
-) -> float | None:
-    """The weighted mean over the datasets that have this metric; weights that are all zero give 0."""
-    pairs = [(mine[row.name, metric], weight) for row, weight in datasets if (row.name, metric) in mine]
-    if not pairs:
-        return None
-    total = sum(weight for _, weight in pairs)
-    return sum(value * weight for value, weight in pairs) / total if total else 0.0
+def _averages(
+    mine: Mapping[str, Mapping[str, float]], columns: Sequence[Column], datasets: WeighedDatasets
+) -> dict[str, float]:
+    """By metric, the weighted mean over the datasets that have it; weights that are all zero give 0."""
+    averages = {}
+    for name in (column.name for column in columns):
+        pairs = [(mine[row.name][name], weight) for row, weight in datasets if name in mine.get(row.name, {})]
+        total = sum(weight for _, weight in pairs)
+        if pairs:
+            averages[name] = sum(value * weight for value, weight in pairs) / total if total else 0.0
+    return averages
 
 
-def _known(averages: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: value for name, value in averages.items() if value is not None}
-
-
-def _by_dataset(
-    mine: Mapping[tuple[str, str], float], datasets: Sequence[tuple[Dataset, float]]
-) -> dict[str, dict[str, float]]:
-    scores: dict[str, dict[str, float]] = {row.name: {} for row, _ in datasets}
-    for (dataset, metric), value in mine.items():
-        if dataset in scores:
-            scores[dataset][metric] = value
-    return scores
+def scores_of(
+    submissions: Iterable[Submission], *, viewer: User | AnonymousUser
+) -> dict[int, dict[str, dict[str, float]]]:
+    """By submission, the current scores by dataset and metric; of hidden datasets for staff and task owners only."""
+    current = CurrentScores.objects.filter(submission__in=submissions)
+    if not viewer.is_staff:
+        theirs = Q(dataset__task__in=Task.objects.owned_by(viewer))
+        current = current.exclude(~theirs, dataset__access_type=Dataset.Access.HIDDEN)
+    found: dict[int, dict[str, dict[str, float]]] = defaultdict(dict)
+    for score in current.scores():
+        on_dataset = found[score.scoring.submission_id].setdefault(score.scoring.dataset.full_name, {})
+        on_dataset[score.metric] = score.value
+    return found

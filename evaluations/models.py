@@ -96,12 +96,20 @@ class Score(models.Model):
         return f"{self.metric} {self.value}"
 
 
+class CurrentScoresQuerySet(models.QuerySet):
+    def scores(self) -> models.QuerySet[Score]:
+        rows = Score.objects.filter(scoring__in=self.values("scoring")).order_by("scoring__dataset_id", "pk")
+        return rows.select_related("scoring__inference", "scoring__dataset")
+
+
 class CurrentScores(models.Model):
     """Points to the newest complete set of scores of a submission on a dataset variant."""
 
     submission = models.ForeignKey(Submission, on_delete=models.CASCADE, related_name="current_scores")
     dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="current_scores")
     scoring = models.ForeignKey(Scoring, on_delete=models.CASCADE, related_name="+")
+
+    objects = CurrentScoresQuerySet.as_manager()
 
     class Meta:
         verbose_name_plural = "current scores"

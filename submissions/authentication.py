@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib.auth.models import User
 from django.core import signing
 from django.db.models.functions import Now
@@ -22,12 +24,12 @@ def access_token(token: ApiToken) -> str:
 
 def find_token(secret: str) -> ApiToken:
     """The valid token with this secret; notes its use."""
-    token = ApiToken.objects.valid().filter(digest=ApiToken.hash(secret)).select_related("user").first()
-    return _used(token)
+    return _valid_token(digest=ApiToken.hash(secret))
 
 
-def _used(token: ApiToken | None) -> ApiToken:
-    if token is None or not token.user.is_active:
+def _valid_token(**where: Any) -> ApiToken:
+    token = ApiToken.objects.valid().filter(user__is_active=True, **where).select_related("user").first()
+    if token is None:
         raise AuthenticationFailed("This token is unknown, expired or revoked. Make a new one at /generate_api_token.")
     ApiToken.objects.filter(pk=token.pk).update(last_used_at=Now())
     return token
@@ -40,7 +42,7 @@ def _from_access_token(value: str) -> ApiToken:
         raise AuthenticationFailed("This access token has expired. Log in again.", "token_expired") from error
     except signing.BadSignature as error:
         raise AuthenticationFailed("This access token is not one of ours. Log in again.") from error
-    return _used(ApiToken.objects.valid().filter(pk=pk).select_related("user").first())
+    return _valid_token(pk=pk)
 
 
 class TokenAuthentication(BaseAuthentication):

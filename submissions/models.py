@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from django.contrib.auth.models import AnonymousUser, User
@@ -29,9 +28,6 @@ class SubmissionQuerySet(models.QuerySet):
     def unfinished(self) -> Self:
         return self.filter(status__in=Submission.UNFINISHED)
 
-    def published(self) -> Self:
-        return self.filter(is_published=True, status=Submission.Status.EVALUATED)
-
     def visible_to(self, user: User | AnonymousUser) -> Self:
         """Published ones for everybody; all for staff, their sender and the task's owners."""
         if user.is_staff:
@@ -39,13 +35,7 @@ class SubmissionQuerySet(models.QuerySet):
         public = models.Q(is_published=True, task__is_hidden=False)
         if not user.is_authenticated:
             return self.filter(public)
-        owned = Task.owners.through.objects.filter(user_id=user.pk).values("task_id")
-        return self.filter(public | models.Q(owner_id=user.pk) | models.Q(task_id__in=owned))
-
-    def taking_slots(self, *, owner: User, task: Task) -> Self:
-        """What counts against the limit: not what we refused, and not our own failures."""
-        since = Now() - timedelta(hours=task.limit_hours)
-        return self.filter(owner=owner, task=task, created_at__gt=since).exclude(status=Submission.Status.DEAD)
+        return self.filter(public | models.Q(owner_id=user.pk) | models.Q(task__in=Task.objects.owned_by(user)))
 
 
 class Submission(Stateful):
@@ -125,6 +115,14 @@ class Submission(Stateful):
     @property
     def can_retry(self) -> bool:
         return self.status in {self.Status.FAILED, self.Status.DEAD}
+
+    def belongs_to(self, user: User | AnonymousUser) -> bool:
+        """Whether the user may act on it: its sender, or staff."""
+        return user.is_staff or self.owner_id == user.pk
+
+    def is_open_to(self, user: User | AnonymousUser) -> bool:
+        """Whether the user may look inside: messages and build output can quote the model's files."""
+        return self.belongs_to(user) or self.task.is_run_by(user)
 
     def advance(self, target: str, *, reason: str = "", **fields: Any) -> bool:
         """Move to `target` from wherever the row is; False when it is there already."""

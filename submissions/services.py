@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.auth.models import User
 from django.db import transaction
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -21,21 +22,6 @@ TWIN_MINUTES = 15
 SILENT_MINUTES = 5
 
 
-class LimitReached(ApiError):
-    def __init__(self, task: Task, free_at: datetime) -> None:
-        seconds = max(1, int((free_at - timezone.now()).total_seconds()) + 1)
-        detail = (
-            f"No more than {task.submission_limit} models every {task.limit_hours} hours for task {task.code}. "
-            f"Your next slot is free at {free_at:%Y-%m-%d %H:%M} UTC."
-        )
-        super().__init__(429, "submission_limit", detail, {"Retry-After": str(seconds)})
-
-
-def check_name(name: str) -> None:
-    if not name or len(name) > MAX_NAME or not MODEL_NAME.regex.search(name):
-        raise ApiError(400, "bad_name", f"A model's name is 1 to {MAX_NAME} small letters, digits and hyphens.")
-
-
 def submitable_task(code: str) -> Task:
     task = Task.objects.filter(code=code).select_related("build_config").first()
     if task is None:
@@ -45,14 +31,12 @@ def submitable_task(code: str) -> Task:
     return task
 
 
-def slots(*, owner: User, task: Task) -> tuple[int, datetime | None]:
-    """How many uploads are free, and when the next one is (None: now)."""
-    taken = Submission.objects.taking_slots(owner=owner, task=task).order_by("created_at")
-    return free_slots(task, list(taken.values_list("created_at", flat=True)))
-
-
-def free_slots(task: Task, times: Sequence[datetime]) -> tuple[int, datetime | None]:
-    """The same for uploads made at these times, oldest first."""
+def slots(*, owner: User, task: Task, but: Submission | None = None) -> tuple[int, datetime | None]:
+    """How many uploads are free, and when the next one is (None: now); what we refused and our failures don't count."""
+    since = Now() - timedelta(hours=task.limit_hours)
+    sent = Submission.objects.filter(owner=owner, task=task, created_at__gt=since).exclude(pk=but and but.pk)
+    counted = sent.exclude(status=Submission.Status.DEAD).order_by("created_at")
+    times = list(counted.values_list("created_at", flat=True))
     over = len(times) - task.submission_limit
     if over < 0:
         return -over, None
@@ -61,34 +45,34 @@ def free_slots(task: Task, times: Sequence[datetime]) -> tuple[int, datetime | N
 
 def reserve(*, owner: User, task: Task, name: str) -> Submission:
     """Take a slot before the body is read; at the limit only for what may turn out to be a repetition."""
-    check_name(name)
+    if len(name) > MAX_NAME or not MODEL_NAME.regex.search(name):
+        raise ApiError(400, "bad_name", f"A model's name is 1 to {MAX_NAME} small letters, digits and hyphens.")
     with _locked(owner, task):
         mine = Submission.objects.filter(owner=owner, task=task, name=name)
         if mine.filter(status=Submission.Status.RECEIVING).exists():
             raise Conflict("upload_in_progress", f"An upload of {name} is under way. Wait for its answer.")
-        free, free_at = slots(owner=owner, task=task)
-        if free_at and not mine.filter(created_at__gt=_twin_time()).exists():
-            raise LimitReached(task, free_at)
+        if not _recent(mine).exists():
+            _require_slot(owner, task)
         return Submission.objects.create(owner=owner, task=task, name=name)
 
 
 def accept(submission: Submission, *, size: int, sha256: str, setup_config: dict[str, Any]) -> Submission:
-    """The bytes are stored and checked: ask for the build; a repetition of a recent upload is that upload."""
+    """The bytes are stored and checked: ask for the build; a repetition of a recent upload is that upload.
+
+    Raises ApiError when the slot was for a repetition only and this is none; the upload is then to be discarded.
+    """
     owner, task = submission.owner, submission.task
     with _locked(owner, task):
-        if first := _twin(submission, sha256):
-            refused: ApiError | None = None
-        else:
-            first, refused = submission, _over_limit(submission)
-        if first == submission and not refused:
+        same = Submission.objects.filter(owner=owner, task=task, name=submission.name, sha256=sha256)
+        first = _recent(same).exclude(pk=submission.pk).order_by("pk").first()
+        if first is None:
+            _require_slot(owner, task, but=submission)
             submission.advance(
                 Submission.Status.UPLOADED, size=size, sha256=sha256, setup_config=setup_config, touched_at=Now()
             )
             queue.send(queue.BUILD_SUBMISSION, submission.pk, cluster=queue.BUILD_CLUSTER)
             return submission
     discard(submission)
-    if refused:
-        raise refused
     return first
 
 
@@ -115,23 +99,20 @@ def sweep() -> None:
         discard(submission)
 
 
-def _twin_time() -> Any:
-    return Now() - timedelta(minutes=TWIN_MINUTES)
+def _recent(submissions: QuerySet[Submission]) -> QuerySet[Submission]:
+    return submissions.filter(created_at__gt=Now() - timedelta(minutes=TWIN_MINUTES))
 
 
-def _twin(submission: Submission, sha256: str) -> Submission | None:
-    same = Submission.objects.filter(
-        owner_id=submission.owner_id, task_id=submission.task_id, name=submission.name, sha256=sha256
+def _require_slot(owner: User, task: Task, *, but: Submission | None = None) -> None:
+    _, free_at = slots(owner=owner, task=task, but=but)
+    if free_at is None:
+        return
+    seconds = max(1, int((free_at - timezone.now()).total_seconds()) + 1)
+    detail = (
+        f"No more than {task.submission_limit} models every {task.limit_hours} hours for task {task.code}. "
+        f"Your next slot is free at {free_at:%Y-%m-%d %H:%M} UTC."
     )
-    return same.filter(created_at__gt=_twin_time()).exclude(pk=submission.pk).order_by("pk").first()
-
-
-def _over_limit(submission: Submission) -> LimitReached | None:
-    taken = Submission.objects.taking_slots(owner=submission.owner, task=submission.task)
-    if taken.exclude(pk=submission.pk).count() < submission.task.submission_limit:
-        return None
-    oldest = taken.exclude(pk=submission.pk).order_by("created_at").first()
-    return LimitReached(submission.task, oldest.created_at + timedelta(hours=submission.task.limit_hours))
+    raise ApiError(429, "submission_limit", detail, {"Retry-After": str(seconds)})
 
 
 @contextmanager

@@ -73,8 +73,14 @@ class TaskQuerySet(models.QuerySet):
         """Hidden ones for staff and their owners only."""
         if user.is_staff:
             return self
-        owned = Task.owners.through.objects.filter(user_id=user.pk).values("task_id")
-        return self.filter(models.Q(is_hidden=False) | models.Q(pk__in=owned))
+        return self.filter(models.Q(is_hidden=False) | models.Q(pk__in=Task.objects.owned_by(user)))
+
+    def whole(self) -> Self:
+        """With the rows that a leaderboard is made from."""
+        return self.select_related("build_config").prefetch_related("metrics", "datasets")
+
+    def owned_by(self, user: User | AnonymousUser) -> Self:
+        return self.filter(pk__in=Task.owners.through.objects.filter(user_id=user.pk).values("task_id"))
 
     def submitable(self) -> Self:
         return self.filter(submitable=True)
@@ -131,11 +137,20 @@ class Task(models.Model):
     def perf_metric(self) -> TaskMetric | None:
         return next((metric for metric in self.metrics.all() if metric.ranks), None)
 
+    def is_run_by(self, user: User | AnonymousUser) -> bool:
+        """Whether the user sees all of it, hidden datasets too: its owners, and staff."""
+        return user.is_staff or (user.is_authenticated and self.owners.filter(pk=user.pk).exists())
+
+    def datasets_for(self, user: User | AnonymousUser) -> list[Dataset]:
+        """The datasets whose scores the user may see."""
+        rows = list(self.datasets.all())
+        shown = [row for row in rows if row.access_type != Dataset.Access.HIDDEN]
+        return rows if len(shown) < len(rows) and self.is_run_by(user) else shown
+
     @property
     def config_yaml(self) -> str:
         """The task's configuration in the original's language, made from the rows."""
-        rows = list(self.metrics.all())
-        perf = next((row for row in rows if row.ranks), None)
+        perf, rows = self.perf_metric(), self.metrics.all()
         if perf is None:
             return ""
         deltas = [row.name for row in rows if row.kind == TaskMetric.Kind.PERTURBATION]
@@ -270,9 +285,9 @@ class TaskMetric(models.Model):
         return self.name
 
     def clean(self) -> None:
-        known = {name for name in metrics.names() if metrics.get(name).kind == self.kind}
+        known = metrics.names(self.kind)
         if self.name not in known:
-            raise ValidationError({"name": f"{self.kind} metrics are: {', '.join(sorted(known))}."})
+            raise ValidationError({"name": f"{self.kind} metrics are: {', '.join(known)}."})
         if self.ranks and self.kind != self.Kind.PERF:
             raise ValidationError({"ranks": "Only a performance metric can rank models."})
         try:

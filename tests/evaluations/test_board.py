@@ -143,10 +143,10 @@ def test_the_board_costs_the_same_queries_at_any_size(models, golden_task, user,
 def test_hidden_scores_are_for_staff_and_the_tasks_owners(evaluated, task, user, staff):
     Dataset.objects.update(access_type=Dataset.Access.HIDDEN)
 
-    assert scores_of(evaluated, viewer=user) == {}
-    assert set(scores_of(evaluated, viewer=staff)) == {"tweets"}
+    assert scores_of([evaluated], viewer=user) == {}
+    assert set(scores_of([evaluated], viewer=staff)[evaluated.pk]) == {"tweets"}
     task.owners.add(user)
-    assert set(scores_of(evaluated, viewer=user)) == {"tweets"}
+    assert set(scores_of([evaluated], viewer=user)[evaluated.pk]) == {"tweets"}
 
 
 def test_weights_come_from_the_address():
