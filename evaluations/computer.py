@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -19,12 +19,6 @@ DEADLINE_SECONDS = 3600
 BYTES_PER_GIB = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
-    value: float
-    by_tag: dict[str, dict[str, float]]
-
-
 class Computer:
     """Computes one complete set of scores, or none."""
 
@@ -34,43 +28,37 @@ class Computer:
 
     def _score(self, scoring: Scoring) -> None:
         try:
-            values = self.compute(scoring)
+            scores = self.compute(scoring)
         except PredictionsError as error:
             raise jobs.JobFailed("bad_predictions", str(error)) from error
         except DatasetError as error:
             raise jobs.JobFailed("bad_dataset", f"The dataset's labels can't be read. {error}", theirs=False) from error
         except metrics.MetricError as error:
             raise jobs.JobFailed("metric_error", str(error), theirs=False) from error
-        self._save(scoring, values)
+        self._save(scoring, scores)
 
-    def compute(self, scoring: Scoring) -> dict[str, Value]:
-        """The value of each pinned metric, in its unit."""
+    def compute(self, scoring: Scoring) -> list[Score]:
+        """A score of each pinned metric, not saved."""
         labels = _read_labels(scoring.dataset)
         predictions = _read_predictions(scoring.inference, labels)
-        values = {}
-        for pin in scoring.metrics:
-            if pin["kind"] == TaskMetric.Kind.JOB:
-                values[pin["name"]] = Value(job_metric(pin["name"], scoring.inference), {})
-            elif pin["kind"] == TaskMetric.Kind.PERTURBATION:
-                values[pin["name"]] = self._perturbation(pin, scoring, labels, predictions)
+        scores = [Score(scoring=scoring, metric=pin["name"], pinned=pin) for pin in scoring.metrics]
+        for score in scores:
+            if score.pinned["kind"] == TaskMetric.Kind.JOB:
+                score.value = job_metric(score.metric, scoring.inference)
+            elif score.pinned["kind"] == TaskMetric.Kind.PERTURBATION:
+                score.value = self._perturbation(score.pinned, scoring, labels, predictions)
             else:
-                values[pin["name"]] = self._perf(pin, labels, predictions)
-        return values
-
-    def _perf(self, pin: dict[str, Any], labels: dict[str, Label], predictions: dict[str, Any]) -> Value:
-        def value_of(uids: list[str]) -> float:
-            answers = [predictions[uid][pin["field"]] for uid in uids]
-            references = [labels[uid].answers[pin["field"]] for uid in uids]
-            return metrics.compute(pin["name"], answers, references, **pin["options"])
-
-        by_tag = {
-            tag: {"value": value_of(uids), "examples": len(uids)} for tag, uids in sorted(_uids_by_tag(labels).items())
-        }
-        return Value(value_of(list(labels)), by_tag)
+                value_of = partial(_perf, score.pinned, labels, predictions)
+                score.value = value_of(labels)
+                score.by_tag = {
+                    tag: {"value": value_of(uids), "examples": len(uids)}
+                    for tag, uids in sorted(_uids_by_tag(labels).items())
+                }
+        return scores
 
     def _perturbation(
         self, pin: dict[str, Any], scoring: Scoring, labels: dict[str, Label], predictions: dict[str, Any]
-    ) -> Value:
+    ) -> float:
         """Agreement with the model's own answers to the unperturbed examples, by the task's ranking metric."""
         base_dataset = scoring.dataset.base()
         perf = pin.get("perf")
@@ -84,22 +72,21 @@ class Computer:
             variants[label.input_id or ""].append(predictions[uid][perf["field"]])
         if unknown := variants.keys() - base.keys():
             raise metrics.MetricError(f"input_id {min(unknown)!r} is not an example of {base_dataset.name}.")
-        uids = list(base)
-        originals = [base[uid][perf["field"]] for uid in uids]
-        value = metrics.unperturbed_percent(perf["name"], [variants[uid] for uid in uids], originals, **perf["options"])
-        return Value(value, {})
+        originals = [answer[perf["field"]] for answer in base.values()]
+        return metrics.unperturbed_percent(perf["name"], [variants[uid] for uid in base], originals, **perf["options"])
 
-    def _save(self, scoring: Scoring, values: dict[str, Value]) -> None:
-        pins = {pin["name"]: pin for pin in scoring.metrics}
-        rows = [
-            Score(scoring=scoring, metric=name, value=value.value, by_tag=value.by_tag, pinned=pins[name])
-            for name, value in values.items()
-        ]
+    def _save(self, scoring: Scoring, scores: list[Score]) -> None:
         with transaction.atomic():
             scoring.advance(Scoring.Status.SUCCEEDED)
             scoring.scores.all().delete()
-            Score.objects.bulk_create(rows)
+            Score.objects.bulk_create(scores)
             make_current(scoring)
+
+
+def _perf(pin: dict[str, Any], labels: dict[str, Label], predictions: dict[str, Any], uids: Iterable[str]) -> float:
+    answers = [predictions[uid][pin["field"]] for uid in uids]
+    references = [labels[uid].answers[pin["field"]] for uid in uids]
+    return metrics.compute(pin["name"], answers, references, **pin["options"])
 
 
 def make_current(scoring: Scoring) -> None:

@@ -157,12 +157,10 @@ def _stages(
     submission: Submission, datasets: Sequence[Dataset], sets: Sequence[ScoreSet], *, with_jobs: bool
 ) -> list[Stage]:
     """Jobs are read only where scores don't tell all."""
-    scored = {one.scoring.dataset_id: one.scoring for one in sets}
-    if not with_jobs or (submission.status == Submission.Status.EVALUATED and len(scored) == len(datasets)):
-        return dataset_stages(datasets, scored, [], [])
+    if not with_jobs or (submission.status == Submission.Status.EVALUATED and len(sets) == len(datasets)):
+        return dataset_stages(datasets, [one.scoring.inference for one in sets], [one.scoring for one in sets])
     inferences = Inference.objects.filter(submission=submission).order_by("pk")
-    scorings = Scoring.objects.filter(submission=submission).order_by("pk")
-    return dataset_stages(datasets, scored, inferences, scorings)
+    return dataset_stages(datasets, inferences, Scoring.objects.filter(submission=submission).order_by("pk"))
 
 
 def _place(submission: Submission) -> dict[str, Any]:

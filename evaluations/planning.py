@@ -23,25 +23,20 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def limits(config: BuildConfig, dataset: Dataset) -> dict[str, Any]:
-    """Deadline in seconds and memory in MiB of one inference."""
-    return {"deadline_seconds": config.deadline_seconds(dataset.examples), "memory_mb": config.memory_mb}
-
-
 def wanted_inference(build: Build, dataset: Dataset, config: BuildConfig) -> Inference:
     """The inference that the current image, inputs and limits ask for, not saved.
 
     The run of the build counts too: whoever asks for a rebuild asks for what follows, even from equal bytes.
     """
-    bounds = limits(config, dataset)
+    limits = {"deadline_seconds": config.deadline_seconds(dataset.examples), "memory_mb": config.memory_mb}
     return Inference(
         submission_id=build.submission_id,
         build=build,
         dataset=dataset,
         cluster=config.eval_server_id,
         inputs_sha256=dataset.inputs_sha256,
-        limits=bounds,
-        fingerprint=fingerprint(build.image, build.run, build.model_server, dataset.inputs_sha256, bounds),
+        limits=limits,
+        fingerprint=fingerprint(build.image, build.run, build.model_server, dataset.inputs_sha256, limits),
     )
 
 
@@ -98,30 +93,25 @@ class Plan:
     superseded: list[Inference] = field(default_factory=list)
     following: int = 0  # inferences that come with the builds
 
-    def add(self, part: Plan) -> None:
-        for name in ("builds", "inferences", "scorings", "revived", "superseded"):
-            getattr(self, name).extend(getattr(part, name))
-        self.following += part.following
+    @property
+    def jobs(self) -> list[Inference | Scoring]:
+        return [*self.inferences, *self.scorings, *self.revived]
 
     @property
     def submission_pks(self) -> list[int]:
-        rows = [*self.inferences, *self.scorings, *self.revived]
-        return sorted({row.submission_id for row in rows} | {submission.pk for submission in self.builds})
+        return sorted({job.submission_id for job in self.jobs} | {submission.pk for submission in self.builds})
 
     def as_json(self, *, dry_run: bool) -> dict[str, Any]:
         """Counts of jobs: `scores` are sets of scores, those that follow the inferences included."""
-        dead_inferences = sum(isinstance(row, Inference) for row in self.revived)
-        queued = len(self.inferences) + dead_inferences
-        inferences = queued + self.following
-        scorings = len(self.scorings) + len(self.revived) - dead_inferences
-        builds = len(self.builds)
+        inferences = self.following + sum(isinstance(job, Inference) for job in self.jobs)
+        scorings = sum(isinstance(job, Scoring) for job in self.jobs)
         return {
             "dry_run": dry_run,
-            "builds": builds,
+            "builds": len(self.builds),
             "inferences": inferences,
             "scores": scorings + inferences,
             "models": self.submission_pks,
-            "queued": 0 if dry_run else builds + queued + scorings,
+            "queued": 0 if dry_run else len(self.builds) + len(self.jobs),
         }
 
 
@@ -152,8 +142,7 @@ class Planner:
             runs[*place, getattr(row, "fingerprint", "")] = row.run
         return newest, runs
 
-    def plan(self, force: Stage = "") -> Plan:
-        plan = Plan()
+    def add_to(self, plan: Plan, force: Stage) -> None:
         for pk, submission in self.submissions.items():
             build = self.builds.get((pk,))
             if force == "build" and build and build.is_finished:
@@ -162,7 +151,6 @@ class Planner:
             elif build and build.status == Build.Status.SUCCEEDED and not submission.cancel_requested:
                 for dataset in self.datasets:
                     self._plan_dataset(plan, build, dataset, force)
-        return plan
 
     def _plan_dataset(self, plan: Plan, build: Build, dataset: Dataset, force: Stage) -> None:
         wanted = wanted_inference(build, dataset, self.config)

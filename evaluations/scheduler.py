@@ -7,7 +7,7 @@ from functools import partial
 from django.db import transaction
 
 from dynabench_site import jobs
-from evaluations.backends import InferenceRunner, Outcome, runner
+from evaluations.backends import Outcome, runner
 from evaluations.models import Inference
 from submissions.models import Submission
 from tasks_catalog.models import EvalServer
@@ -19,9 +19,9 @@ MARGIN_SECONDS = 60
 class Scheduler:
     """The inferences of one eval server, in the order they came, never more at once than it allows."""
 
-    def __init__(self, eval_server: EvalServer, inference_runner: InferenceRunner | None = None) -> None:
+    def __init__(self, eval_server: EvalServer) -> None:
         self.eval_server = eval_server
-        self.runner = inference_runner or runner()
+        self.runner = runner()
         self.jobs = Inference.objects.filter(cluster=eval_server.pk)
 
     @transaction.atomic

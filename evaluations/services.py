@@ -24,6 +24,7 @@ from tasks_catalog.models import Dataset, EvalServer
 BUILD_PROCESSES = 2
 SWEEP_BATCH = 200
 SCORINGS_PER_BELL = 25
+MESSAGES = ((queue.RUN_INFERENCES, Inference), (queue.RUN_SCORINGS, Scoring))
 EVALUABLE = (
     Submission.Status.EVALUATING,
     Submission.Status.EVALUATED,
@@ -45,8 +46,7 @@ def plan_evaluation(
     whole = Plan()
     for task, group in groupby(rows, key=lambda submission: submission.task):
         mine = None if datasets is None else [dataset for dataset in datasets if dataset.task_id == task.pk]
-        part = Planner(task, group, mine).plan(force)
-        whole.add(part)
+        Planner(task, group, mine).add_to(whole, force)
     return whole
 
 
@@ -67,18 +67,15 @@ def request_evaluation(
         for submission in Submission.objects.filter(pk__in=plan.submission_pks):
             if submission.status != Submission.Status.BUILDING:
                 submission.advance(Submission.Status.EVALUATING, error_code="", error_detail="")
-        _ring(plan)
+        _ring(plan.jobs)
     return plan
 
 
-def _ring(plan: Plan) -> None:
-    """Ring each eval server once for its inferences, and for its scorings as often as it has workers."""
-    revived_scorings = [job for job in plan.revived if isinstance(job, Scoring)]
-    inferences = [*plan.inferences, *(job for job in plan.revived if isinstance(job, Inference))]
-    for name in sorted({job.cluster for job in inferences}):
-        queue.send(queue.RUN_INFERENCES, name, cluster=name)
-    for name in sorted({job.cluster for job in [*plan.scorings, *revived_scorings]}):
-        queue.send(queue.RUN_SCORINGS, name, cluster=name)
+def _ring(jobs: Collection[Job]) -> None:
+    """Ring each eval server once for its inferences, and once for its scorings."""
+    for message, model in MESSAGES:
+        for name in sorted({job.cluster for job in jobs if isinstance(job, model)}):
+            queue.send(message, name, cluster=name)
 
 
 def evaluate_submission(submission: Submission) -> None:
@@ -131,7 +128,7 @@ def settle(submission: Submission) -> None:
     if submission.cancel_requested:
         _cancel(submission)
         return
-    newest = [*_newest(submission.inferences), *_newest(submission.scorings)]
+    newest = _newest_jobs(submission)
     if any(not job.is_finished for job in newest) or not newest:
         return
     ended = _worst(newest)
@@ -139,16 +136,19 @@ def settle(submission: Submission) -> None:
         return  # the sweep makes what is missing
     with transaction.atomic():
         if ended:
-            moved = submission.advance(ended.status, error_code=ended.error_code, error_detail=_explain(ended))
+            detail = f"On dataset {ended.dataset}: {ended.error_detail}"
+            moved = submission.advance(ended.status, error_code=ended.error_code, error_detail=detail)
         else:
             moved = submission.advance(Submission.Status.EVALUATED, error_code="", error_detail="")
         if moved:
             _tell_owner(submission, newest)
 
 
-def _newest(jobs: QuerySet) -> list[Job]:
-    rows = jobs.select_related("dataset").order_by("pk")
-    return list({row.dataset_id: row for row in rows}.values())
+def _newest_jobs(submission: Submission) -> list[Job]:
+    """The newest inference and the newest scoring on each dataset."""
+    jobs = (submission.inferences, submission.scorings)
+    newest = [{row.dataset_id: row for row in rows.select_related("dataset").order_by("pk")} for rows in jobs]
+    return [job for by_dataset in newest for job in by_dataset.values()]
 
 
 def _worst(jobs: Iterable[Job]) -> Job | None:
@@ -157,10 +157,6 @@ def _worst(jobs: Iterable[Job]) -> Job | None:
     failed = [job for job in jobs if job.status == job.Status.FAILED]
     counted = [job for job in failed if job.dataset.access_type == Dataset.Access.SCORING]
     return next(iter(counted + dead), None)
-
-
-def _explain(job: Job) -> str:
-    return f"On dataset {job.dataset}: {job.error_detail}"
 
 
 def _cancel(submission: Submission) -> None:
@@ -209,7 +205,7 @@ def retry(submission: Submission, *, by: str = "") -> None:
     if build and build.can_retry:
         builds.retry(build, by=by)
         return
-    jobs = [job for job in [*_newest(submission.inferences), *_newest(submission.scorings)] if job.can_retry]
+    jobs = [job for job in _newest_jobs(submission) if job.can_retry]
     if not jobs:
         raise Conflict("not_retryable", f"{submission.name} is {submission.status}: there is nothing to retry.")
     with transaction.atomic():
@@ -218,7 +214,7 @@ def retry(submission: Submission, *, by: str = "") -> None:
         submission.advance(
             Submission.Status.EVALUATING, reason="retry", cancel_requested=False, error_code="", error_detail=""
         )
-        _ring(Plan(revived=jobs))
+        _ring(jobs)
 
 
 def sweep() -> None:
@@ -226,7 +222,7 @@ def sweep() -> None:
     idle = Q(cancel_requested=True) | ~(Exists(_unfinished(Inference)) | Exists(_unfinished(Scoring)))
     for submission in Submission.objects.filter(idle, status=Submission.Status.EVALUATING).order_by("pk")[:SWEEP_BATCH]:
         evaluate_submission(submission)
-    for message, model in ((queue.RUN_INFERENCES, Inference), (queue.RUN_SCORINGS, Scoring)):
+    for message, model in MESSAGES:
         for name in model.objects.due().order_by("cluster").values_list("cluster", flat=True).distinct():
             queue.ring_again(message, [name], cluster=name)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -62,30 +62,17 @@ def _evaluated(submission: Submission, parts: Sequence[Stage]) -> Stage:
     broken = submission.is_finished and any(part.state == BROKEN for part in parts)
     under_way = submission.status == Submission.Status.EVALUATING
     state = BROKEN if broken else ACTIVE if under_way else AHEAD
-    return Stage("Evaluating" if under_way else "Evaluated", state, parts=list(parts) if parts else [])
+    return Stage("Evaluating" if under_way else "Evaluated", state, parts=list(parts))
 
 
 def dataset_stages(
-    datasets: Iterable[Dataset],
-    scored: Mapping[int, Scoring],
-    inferences: Iterable[Inference],
-    scorings: Iterable[Scoring],
+    datasets: Iterable[Dataset], inferences: Iterable[Inference], scorings: Iterable[Scoring]
 ) -> list[Stage]:
-    """One stage for each dataset that has scores or jobs; jobs come oldest first."""
-    running = {row.dataset_id: row for row in inferences}
+    """One stage for each dataset that has jobs; these come oldest first."""
+    newest = {row.dataset_id: row for row in inferences}
     scoring = {row.inference_id: row for row in scorings}
-    stages = []
-    for dataset in datasets:
-        inference = running.get(dataset.pk)
-        if inference:
-            stages.append(_of_jobs(dataset.full_name, inference, scoring.get(inference.pk)))
-        elif dataset.pk in scored:
-            stages.append(_of_scores(dataset.full_name, scored[dataset.pk]))
-    return stages
-
-
-def _of_scores(label: str, scoring: Scoring) -> Stage:
-    return Stage(label, DONE, scoring.finished_at, _took(scoring.inference), "scored")
+    pairs = [(dataset.full_name, newest[dataset.pk]) for dataset in datasets if dataset.pk in newest]
+    return [_of_jobs(label, inference, scoring.get(inference.pk)) for label, inference in pairs]
 
 
 def _of_jobs(label: str, inference: Inference, scoring: Scoring | None) -> Stage:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 
-from tasks_catalog.metrics.registry import PERCENT, Answer, MetricError, Option, OptionValue, metric
+from tasks_catalog.metrics.registry import Answer, MetricError, Option, OptionValue, metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +40,26 @@ def _check_average(options: Mapping[str, OptionValue]) -> None:
 AVERAGING = {"average": Option(str, "macro", ("macro", "micro", "binary")), "positive": Option(str, "")}
 
 
-@metric("accuracy", "Accuracy", unit=PERCENT)
+@metric("accuracy", "Accuracy")
 def accuracy(predictions: Sequence[str], references: Sequence[Answer]) -> float:
     """Share of examples whose prediction equals the reference, or one of the accepted references."""
     hits = sum(map(operator.eq, predictions, best_references(predictions, references)))
     return 100 * hits / len(references)
 
 
-@metric("macro_f1", "Macro F1", unit=PERCENT)
+@metric("macro_f1", "Macro F1")
 def macro_f1(predictions: Sequence[str], references: Sequence[Answer]) -> float:
     """F1 of each label seen in predictions or references, averaged with equal weight."""
     return _averaged(predictions, references, "macro", "", lambda counts: counts.f1)
 
 
-@metric("precision", "Precision", unit=PERCENT, options=AVERAGING, check_together=_check_average)
+@metric("precision", "Precision", options=AVERAGING, check_together=_check_average)
 def precision(predictions: Sequence[str], references: Sequence[Answer], average: str, positive: str) -> float:
     """Of the times a label was predicted, the share where it was right."""
     return _averaged(predictions, references, average, positive, lambda counts: counts.precision)
 
 
-@metric("recall", "Recall", unit=PERCENT, options=AVERAGING, check_together=_check_average)
+@metric("recall", "Recall", options=AVERAGING, check_together=_check_average)
 def recall(predictions: Sequence[str], references: Sequence[Answer], average: str, positive: str) -> float:
     """Of the times a label was the reference, the share where it was predicted."""
     return _averaged(predictions, references, average, positive, lambda counts: counts.recall)

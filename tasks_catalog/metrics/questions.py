@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from math import fsum
 
-from tasks_catalog.metrics.registry import PERCENT, Answer, metric
+from tasks_catalog.metrics.registry import Answer, metric
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-@metric("squad_f1", "QA F1", unit=PERCENT)
+@metric("squad_f1", "QA F1")
 def squad_f1(predictions: Sequence[str], references: Sequence[Answer]) -> float:
     """F1 over the words shared with the reference, the best of the accepted ones, averaged over examples."""
     scores = [_best_f1(*pair) for pair in zip(predictions, references, strict=True)]

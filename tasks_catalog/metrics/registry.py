@@ -51,9 +51,8 @@ class Metric:
     label: str
     summary: str
     kind: Kind = "perf"
-    unit: str = ""
+    unit: str = PERCENT
     direction: Literal[1, -1] = 1
-    offset: float = 0.0
     offset_is_instance_memory: bool = False
     range: tuple[float, float] = PERCENT_RANGE
     options: Mapping[str, Option] = field(default_factory=dict, hash=False)
@@ -63,7 +62,7 @@ class Metric:
 
     def offset_for(self, instance_memory_gib: float) -> float:
         """The dynascore's offset of this metric on an instance with that much memory."""
-        return instance_memory_gib if self.offset_is_instance_memory else self.offset
+        return instance_memory_gib if self.offset_is_instance_memory else 0.0
 
 
 _METRICS: dict[str, Metric] = {}

@@ -12,7 +12,7 @@ from tasks_catalog.metrics.registry import Answer, Option, metric
 TOKENIZERS = ("13a", "intl", "char", "zh", "none")
 
 
-@metric("bleu", "BLEU", options={"tokenize": Option(str, "13a", TOKENIZERS)})
+@metric("bleu", "BLEU", unit="", options={"tokenize": Option(str, "13a", TOKENIZERS)})
 def bleu(predictions: Sequence[str], references: Sequence[Answer], tokenize: str) -> float:
     """Corpus BLEU of sacrebleu, over all accepted references of an example."""
     accepted = [[reference] if isinstance(reference, str) else reference for reference in references]
