@@ -1,14 +1,11 @@
 """The archives that users send: accepted or refused with a reason, and unpacked.
 
-Both commands answer with one JSON object, and limit their own memory and time before they read. No Django here.
-
-    python -m submissions.archives check --name MODEL --task CODE < ARCHIVE
-    python -m submissions.archives extract --name MODEL --task CODE ARCHIVE FOLDER
+As a program it checks what comes on standard input, or extracts `paths`, as its one argument, a JSON object, says. It
+limits its own memory and time before it reads, and answers with a JSON object. No Django here.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -67,9 +64,8 @@ def extract_apart(
     patience: float = EXTRACT_PATIENCE,
 ) -> Manifest:
     """As `extract`, in a process with limited memory and time; at most `patience` seconds."""
-    command = ["extract", str(path.absolute()), str(dest.absolute())]
     with Checker(
-        model_name=model_name, task_code=task_code, limits=limits, patience=patience, command=command
+        model_name=model_name, task_code=task_code, limits=limits, patience=patience, paths=(path, dest)
     ) as checker:
         return checker.verdict()
 
@@ -77,7 +73,8 @@ def extract_apart(
 class Checker:
     """Checks an archive in a process with limited memory and time, while it streams in.
 
-    `patience`: how many seconds the process may leave a chunk untouched, or think after the last one.
+    `patience`: how many seconds the process may leave a chunk untouched, or think after the last one. With `paths`, an
+    archive and a new folder, it extracts the one to the other instead.
     """
 
     def __init__(
@@ -87,10 +84,11 @@ class Checker:
         task_code: str,
         limits: Limits = DEFAULT_LIMITS,
         patience: float = CHECK_PATIENCE,
-        command: Sequence[str] = ("check",),
+        paths: Sequence[Path] = (),
     ) -> None:
-        options = [f"--name={model_name}", f"--task={task_code}", f"--limits={json.dumps(asdict(limits))}"]
-        self._command = [sys.executable, "-m", "submissions.archives", *command, *options]
+        wanted = {"model_name": model_name, "task_code": task_code, "limits": asdict(limits)}
+        wanted["paths"] = [str(path.absolute()) for path in paths]
+        self._command = [sys.executable, "-m", "submissions.archives", json.dumps(wanted)]
         self._patience = patience
         self._listens = True
 
@@ -146,13 +144,9 @@ def _from_verdict(verdict: dict[str, Any]) -> Manifest:
     raise error
 
 
-def _verdict(arguments: argparse.Namespace) -> dict[str, Any]:
-    wanted = {"model_name": arguments.name, "task_code": arguments.task, "limits": arguments.limits}
+def _verdict(paths: Sequence[str], **wanted: Any) -> dict[str, Any]:
     try:
-        if arguments.command == "check":
-            manifest = check(sys.stdin.buffer, **wanted)
-        else:
-            manifest = extract(*arguments.paths, **wanted)
+        manifest = extract(*map(Path, paths), **wanted) if paths else check(sys.stdin.buffer, **wanted)
     except ArchiveError as error:
         return {"ok": False, "code": error.code, "member": error.member, "detail": str(error)}
     except MemoryError:
@@ -172,24 +166,12 @@ def _limit_this_process(file_bytes: int) -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m submissions.archives", description=__doc__)
-    parser.add_argument("command", choices=["check", "extract"])
-    parser.add_argument("--name", required=True, help="the model's name")
-    parser.add_argument("--task", required=True, help="the task's code")
-    parser.add_argument("--limits", type=lambda text: Limits(**json.loads(text)), default=DEFAULT_LIMITS)
-    parser.add_argument("paths", nargs="*", type=Path, metavar="ARCHIVE FOLDER")
-    arguments = parser.parse_intermixed_args()
-    if len(arguments.paths) != (2 if arguments.command == "extract" else 0):
-        parser.error("extract takes an archive and a folder that does not exist; check takes neither")
-    return arguments
-
-
 def main() -> int:
     """Exit code 0 when the archive is accepted, 1 when not; the verdict is on standard output."""
-    arguments = _parse_arguments()
-    _limit_this_process(arguments.limits.expanded)
-    verdict = _verdict(arguments)
+    wanted = json.loads(sys.argv[1])
+    wanted["limits"] = Limits(**wanted["limits"])
+    _limit_this_process(wanted["limits"].expanded)
+    verdict = _verdict(**wanted)
     sys.stdout.write(json.dumps(verdict) + "\n")
     return 0 if verdict["ok"] else 1
 

@@ -101,20 +101,21 @@ def test_the_checker_needs_little_memory_for_hostile_names():
     assert peak < 300 * 1024**2
 
 
-def run(*arguments, archive=b""):
-    command = [sys.executable, "-m", "submissions.archives", *map(str, arguments)]
+def run(*paths, archive=b""):
+    wanted = WANTED | {"limits": {}, "paths": list(map(str, paths))}
+    command = [sys.executable, "-m", "submissions.archives", json.dumps(wanted)]
     done = subprocess.run(command, cwd=PROJECT, input=archive, capture_output=True, check=False)
     return done.returncode, json.loads(done.stdout)
 
 
 def test_the_command_answers_with_a_verdict():
-    code, verdict = run("check", "--name", NAME, "--task", TASK, archive=GOOD)
+    code, verdict = run(archive=GOOD)
 
     assert (code, verdict) == (0, {"ok": True, "files": 3, "size": verdict["size"], "setup_config": CONFIG})
 
 
 def test_the_command_answers_a_refusal_with_code_member_and_detail():
-    code, verdict = run("check", "--name", NAME, "--task", TASK, archive=packed(project(file("../evil"))))
+    code, verdict = run(archive=packed(project(file("../evil"))))
 
     detail = "../evil: leads out of the archive. Use paths below its root."
     assert (code, verdict) == (1, {"ok": False, "code": ESCAPES, "member": "../evil", "detail": detail})
@@ -123,7 +124,7 @@ def test_the_command_answers_a_refusal_with_code_member_and_detail():
 def test_the_command_extracts(tmp_path):
     (tmp_path / "a").write_bytes(GOOD)
 
-    code, _ = run("extract", "--name", NAME, "--task", TASK, tmp_path / "a", tmp_path / "new")
+    code, _ = run(tmp_path / "a", tmp_path / "new")
 
     assert code == 0
     assert (tmp_path / "new" / "checkpoint.pt").read_bytes() == b"weights"
