@@ -142,10 +142,12 @@ def _tell_owner(build: Build) -> None:
 
 
 def sweep() -> None:
-    """Make the builds that are missing, settle those that ended, ring for what nobody picked up, clear leftovers."""
+    """Make the builds that are missing, end the cancelled, settle the ended, ring for what nobody picked up."""
     orphans = Submission.objects.filter(status=Submission.Status.UPLOADED, builds=None)[:SWEEP_BATCH]
     for submission in orphans:
         Build.wanted(submission)
+    for build in Build.objects.unfinished().filter(submission__cancel_requested=True)[:SWEEP_BATCH]:
+        build.cancel()  # here, because all workers may be busy; the one that holds it is interrupted
     early = [Submission.Status.UPLOADED, Submission.Status.BUILDING]
     ended = Build.objects.exclude(status__in=[Build.Status.QUEUED, Build.Status.RUNNING])
     for build in ended.filter(submission__status__in=early).select_related("submission__task__build_config")[
@@ -153,6 +155,5 @@ def sweep() -> None:
     ]:
         if build == Build.newest(build.submission):
             settle(build)
-    unfinished = Build.objects.unfinished().filter(submission__cancel_requested=True)
-    due = (Build.objects.due() | unfinished).order_by("pk").values_list("submission_id", flat=True)
+    due = Build.objects.due().order_by("pk").values_list("submission_id", flat=True)
     queue.ring_again(queue.BUILD_SUBMISSION, due[:SWEEP_BATCH], cluster=queue.BUILD_CLUSTER)

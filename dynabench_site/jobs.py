@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,9 +15,20 @@ from django.db import DatabaseError, connection, models, transaction
 from django.db.models.functions import Now
 
 from dynabench_site import clusters
+from dynabench_site.interrupts import interruptible
 from dynabench_site.state import Stateful
 
 logger = logging.getLogger(__name__)
+
+
+MAX_DETAIL = 8000  # characters: it goes into rows, mails and pages
+
+
+def shortened(detail: str) -> str:
+    """The beginning and the end of what a model may have made as long as it likes."""
+    half = MAX_DETAIL // 2
+    dropped = len(detail) - MAX_DETAIL
+    return detail if dropped <= 0 else f"{detail[:half]}\n… {dropped} characters left out …\n{detail[-half:]}"
 
 
 class JobFailed(Exception):
@@ -166,7 +178,7 @@ class Job(Stateful):
     def fail(self, error: JobFailed) -> None:
         """End it: trying again would change nothing."""
         target = self.Status.FAILED if error.theirs else self.Status.DEAD
-        self.advance(target, reason=error.code, error_code=error.code, error_detail=error.detail)
+        self.advance(target, reason=error.code, error_code=error.code, error_detail=shortened(error.detail))
 
     def stumble(self, code: str, detail: str) -> None:
         """Our own failure: try again later, or give up when the attempts are used up."""
@@ -221,25 +233,27 @@ class Job(Stateful):
 
     @contextmanager
     def kept_alive(self, deadline_seconds: float) -> Iterator[None]:
-        """Renew the lease in the background while the work goes on, up to the job's deadline."""
+        """Renew the lease in the background; when it is lost, and at the deadline, interrupt the work."""
         done = threading.Event()
-        thread = threading.Thread(target=self._renew, args=(done, deadline_seconds), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+        with interruptible() as interrupt:
+            thread = threading.Thread(target=self._renew, args=(done, deadline_seconds, interrupt), daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                done.set()
+                thread.join()
 
-    def _renew(self, done: threading.Event, deadline_seconds: float) -> None:
-        interval = settings.LEASE_SECONDS / 3
-        for _ in range(int(deadline_seconds / interval) + 1):
-            if done.wait(interval):
+    def _renew(self, done: threading.Event, deadline_seconds: float, interrupt: Callable[[Exception], None]) -> None:
+        end = time.monotonic() + deadline_seconds
+        while not done.wait(settings.LEASE_SECONDS / 6):
+            if time.monotonic() > end:
+                interrupt(JobStumbled("deadline", f"It was not done within {deadline_seconds:.0f} s."))
                 break
             try:
                 self.save_progress(lease_until=in_seconds(settings.LEASE_SECONDS))
-            except LeaseLost:
-                logger.warning("%s %s lost its lease", self._meta.model_name, self.pk)
+            except LeaseLost as error:
+                interrupt(error)
                 break
             except DatabaseError:
                 logger.exception("the lease of %s %s could not be renewed", self._meta.model_name, self.pk)

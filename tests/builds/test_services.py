@@ -143,3 +143,16 @@ def test_the_sweep_lets_a_submission_follow_a_build_that_ended(majority):
 
     majority.refresh_from_db()
     assert (majority.status, majority.error_code) == ("dead", "worker_died")
+
+
+def test_the_sweep_ends_a_cancelled_build_though_all_workers_are_busy(majority):
+    with in_cluster("build"):
+        hanging = Build.wanted(majority)
+        hanging.claim()
+    Submission.objects.update(status="building", cancel_requested=True)
+
+    services.sweep()
+
+    hanging.refresh_from_db()
+    majority.refresh_from_db()
+    assert (hanging.status, majority.status) == ("cancelled", "cancelled")

@@ -234,3 +234,44 @@ class TestWork:
     @pytest.mark.django_db(transaction=True)
     def test_a_lost_lease_ends_quietly(self, build):
         assert self.run(build, jobs.LeaseLost("gone")) == "running"
+
+
+def test_work_whose_lease_is_lost_is_interrupted_wherever_it_waits(transactional_db, submission, settings):
+    settings.LEASE_SECONDS = 0.6
+    build = Build.wanted(submission)
+
+    def wait_for_ever() -> None:
+        Build.objects.get().cancel()
+        time.sleep(30)
+
+    with in_cluster("build"):
+        assert build.claim()
+        started = time.monotonic()
+        jobs.work(build, wait_for_ever, deadline_seconds=60)
+
+    assert time.monotonic() - started < 10
+    assert Build.objects.get().status == "cancelled"
+
+
+def test_work_that_is_past_its_deadline_is_interrupted_and_tried_again(transactional_db, submission, settings):
+    settings.LEASE_SECONDS = 0.6
+    build = Build.wanted(submission)
+
+    with in_cluster("build"):
+        assert build.claim()
+        jobs.work(build, lambda: time.sleep(30), deadline_seconds=0.2)
+
+    build.refresh_from_db()
+    assert (build.status, build.attempts) == ("queued", 1)
+    assert "deadline" in build.waiting_for
+
+
+def test_what_a_model_says_of_its_failure_is_kept_to_a_length_that_can_be_mailed(build):
+    with in_cluster("build"):
+        build.claim()
+        build.fail(jobs.JobFailed("model_error", "begin" + "x" * 10**6 + "end"))
+
+    build.refresh_from_db()
+    assert len(build.error_detail) < 10_000
+    assert build.error_detail.startswith("begin")
+    assert build.error_detail.endswith("end")
