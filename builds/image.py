@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import yaml
 from django.conf import settings
 
 from builds import mar, requirements
 from builds.model_client import ModelClient, ModelError
+from builds.sandboxes.folder import is_running
 from builds.sandboxes.policy import INSTALL, Command, LimitExceeded, Log, Sandbox, SandboxPolicy
 from builds.steps import Recorder, StepFailed
 from submissions import archives
@@ -58,7 +58,7 @@ class ImageBuilder:
             digest = self.sandbox.pack(stage, name=self.name, labels={"dynabench.archive": mar_sha256})
         try:
             self._smoke(digest)
-        except StepFailed:
+        except BaseException:
             self.sandbox.remove(digest)
             raise
         return Image(digest, mar_sha256, mar_archive)
@@ -198,7 +198,7 @@ def sweep_workdirs(live: Container[str]) -> list[str]:
     swept = []
     for path in (settings.VAR / "builds").glob("*.*.*"):
         job, pid, _ = path.name.split(".")
-        if job not in live and not psutil.pid_exists(int(pid)):
+        if job not in live and not is_running(int(pid)):
             shutil.rmtree(path, ignore_errors=True)
             swept.append(job)
     return swept

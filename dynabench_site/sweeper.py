@@ -24,6 +24,11 @@ def sweep() -> None:
         step()
 
 
+def clear_leftovers() -> None:
+    """Once more before the cluster ends: what its workers ran outside of them must not outlive it."""
+    Rounds("leftovers", map(import_string, queue.SLOW_SWEEPS), LEFTOVERS_SECONDS).once()
+
+
 def _steps() -> list[Callable[[], object]]:
     return [*(partial(jobs.free_lost, model) for model in jobs.all_models()), *map(import_string, queue.SWEEPS)]
 
@@ -37,10 +42,13 @@ class Rounds(threading.Thread):
 
     def run(self) -> None:
         while not self.stopping.is_set():
-            for step in self.steps:
-                self._do(step)
+            self.once()
             self.stopping.wait(self.seconds)
         connection.close()
+
+    def once(self) -> None:
+        for step in self.steps:
+            self._do(step)
 
     def _do(self, step: Callable[[], object]) -> None:
         try:

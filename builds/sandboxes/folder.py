@@ -66,10 +66,18 @@ def marked_job(mark: str) -> str | None:
     return found["name"] if found and found["installation"] == installation() else None
 
 
+def is_running(pid: int) -> bool:
+    """Whether the process lives; one that nobody has waited for yet does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def left_over(mark: str, live: Container[str]) -> str | None:
     """The name of the job that left this behind; None when it is live, its worker is, or it is not ours."""
     name, found = marked_job(mark), MARK.fullmatch(mark)
-    is_left = name is not None and name not in live and found and not psutil.pid_exists(int(found["pid"]))
+    is_left = name is not None and name not in live and found and not is_running(int(found["pid"]))
     return name if is_left else None
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import random
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 from django_q.models import OrmQ
 
+from builds.models import BuildStep
+from builds.sandboxes import folder
 from dynabench_site import jobs
 from dynabench_site.clusters import ClusterHeartbeat
 from evaluations.invariants import violations
 from evaluations.models import CurrentScores, Scoring
 from submissions.models import Submission
-from tests.pipeline.conftest import send, trivial_archive, wait_for
+from tests.examples.broken import broken_project
+from tests.pipeline.conftest import archive_bytes, send, trivial_archive, wait_for
 
 SUBMISSIONS = 20
 KILLS = 5
@@ -50,10 +55,14 @@ def test_twenty_submissions_survive_five_kills(start_cluster, user, task, datase
 
 
 @pytest.mark.timeout(120)
-def test_a_stopped_cluster_ends_with_exit_code_0_and_gives_its_jobs_back(start_cluster, user, task, dataset, tmp_path):
+def test_a_stopped_cluster_ends_with_exit_code_0_and_leaves_nothing(
+    start_cluster, user, task, dataset, tmp_path, settings
+):
     cluster = start_cluster("build")
     for number in range(3):
-        send(user, task, trivial_archive(f"m{number}", tmp_path), f"m{number}")
+        hanging = broken_project("never-answers", tmp_path / f"m{number}", f"m{number}")
+        send(user, task, archive_bytes(hanging), f"m{number}")
+    assert wait_for(lambda: BuildStep.objects.filter(name="try one example").count() == 2, 60)
     time.sleep(1)
     started = time.monotonic()
 
@@ -62,6 +71,8 @@ def test_a_stopped_cluster_ends_with_exit_code_0_and_gives_its_jobs_back(start_c
     assert time.monotonic() - started < 10
     assert not any(model.objects.running().exists() for model in jobs.all_models())
     assert not ClusterHeartbeat.objects.alive().exists()
+    assert not list((settings.VAR / "builds").iterdir())
+    assert not list(Path(tempfile.gettempdir()).glob(f"dyna-{folder.installation()}-*"))
 
 
 def test_workers_die_with_the_main_process_of_their_cluster(start_cluster):

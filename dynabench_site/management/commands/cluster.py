@@ -18,7 +18,7 @@ from django_q.conf import Conf
 from dynabench_site import clusters, jobs, queue, sweeper
 from dynabench_site.processes import die_with_parent
 
-STOP_SECONDS = 6
+STOP_SECONDS = 4
 
 
 class Command(BaseCommand):
@@ -53,6 +53,7 @@ def run(name: str, *, processes: int, ready: Any) -> None:
         thread.join(timeout=2)
     for model in jobs.all_models():
         jobs.release(model, instance)
+    sweeper.clear_leftovers()
     clusters.leave()
     raise SystemExit(0 if stopping.is_set() else 1)
 
@@ -79,3 +80,4 @@ def _stop_pool(pool: Cluster) -> None:
         except psutil.NoSuchProcess:
             continue
     pool.sentinel.join(1)
+    psutil.wait_procs(children, timeout=1)
