@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from django.db import connection
+import errno
+import sys
+
+from django.db import OperationalError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views import defaults
 
@@ -10,6 +13,8 @@ from dynabench_site.api import problem_response
 from dynabench_site.clusters import ClusterHeartbeat
 
 API_PATHS = ("/api/", "/models/upload/", "/authenticate/")
+RETRY_SECONDS = "30"
+NOT_NOW = "The server is too busy, or short of space, to answer now. Nothing was kept; try again in half a minute."
 OUR_FAULT = "Something went wrong on our side. It is logged; please try again."
 
 
@@ -32,8 +37,18 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
+    """500; 503 when the same request will pass a little later: the database is busy, or the disk is full."""
+    passing = _is_passing(sys.exc_info()[1])
+    headers = {"Retry-After": RETRY_SECONDS} if passing else {}
+    status, code, detail = (503, "unavailable", NOT_NOW) if passing else (500, "server_error", OUR_FAULT)
     if request.path.startswith(API_PATHS):
-        return problem_response(
-            500, "server_error", "Something went wrong on our side. It is logged; please try again."
-        )
-    return defaults.server_error(request)
+        return problem_response(status, code, detail, headers)
+    page = defaults.server_error(request)
+    page.status_code = status
+    for name, value in headers.items():
+        page.headers[name] = value
+    return page
+
+
+def _is_passing(error: BaseException | None) -> bool:
+    return isinstance(error, OperationalError) or isinstance(error, OSError) and error.errno == errno.ENOSPC
