@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,3 +22,7 @@ def hosts_faults() -> Iterator[None]:
         raise NotYet(str(error), PAUSE_SECONDS) from error
     except SandboxError as error:
         raise JobStumbled("sandbox_failed", str(error)) from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise NotYet("disk space on this host", PAUSE_SECONDS) from error
+        raise

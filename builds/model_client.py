@@ -11,6 +11,7 @@ from typing import Any
 from builds.sandboxes.policy import ModelServer
 
 POLL_SECONDS = 0.05
+LAST_WORDS_SECONDS = 5.0
 
 
 class ModelError(Exception):
@@ -76,7 +77,10 @@ class ModelClient:
         return answer
 
     def _died(self, when: str) -> ModelError:
-        reason = self.server.failure() or "It gave no reason."
+        until = time.monotonic() + LAST_WORDS_SECONDS
+        while (reason := self.server.failure()) is None and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)  # its connection breaks before the sandbox knows why
+        reason = reason or "It closed the connection without an answer."
         return ModelError("model_server_died", f"The model server ended {when}. {reason}")
 
     def _request(self, method: str, path: str, body: bytes = b"", content_type: str = "") -> tuple[int, bytes]:

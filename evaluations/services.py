@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from itertools import groupby
 
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 
 from builds import services as builds
 from builds.models import Build
@@ -19,7 +19,7 @@ from evaluations.models import CurrentScores, Inference, Scoring
 from evaluations.planning import Plan, Planner, Stage
 from evaluations.scheduler import Scheduler
 from submissions.models import Submission
-from tasks_catalog.models import Dataset, EvalServer
+from tasks_catalog.models import BuildConfig, Dataset, EvalServer
 
 BUILD_PROCESSES = 2
 SWEEP_BATCH = 200
@@ -160,8 +160,8 @@ def _worst(jobs: Iterable[Job]) -> Job | None:
 
 
 def _cancel(submission: Submission) -> None:
-    for name in submission.inferences.values_list("cluster", flat=True).distinct():
-        Scheduler(EvalServer.objects.get(pk=name)).stop(submission)
+    for name in submission.inferences.order_by().values_list("cluster", flat=True).distinct():
+        Scheduler(EvalServer(pk=name)).stop(submission)
     for scoring in submission.scorings.unfinished():
         scoring.cancel()
     submission.advance(Submission.Status.CANCELLED, error_code="cancelled", error_detail="Cancelled on request.")
@@ -218,13 +218,21 @@ def retry(submission: Submission, *, by: str = "") -> None:
 
 
 def sweep() -> None:
-    """Ask for what is missing, settle what has ended, ring for what nobody picked up."""
+    """Ask for what is missing, settle what has ended, ring the right eval server for what nobody picked up."""
+    for model in (Inference, Scoring):
+        _follow_configs(model)
     idle = Q(cancel_requested=True) | ~(Exists(_unfinished(Inference)) | Exists(_unfinished(Scoring)))
     for submission in Submission.objects.filter(idle, status=Submission.Status.EVALUATING).order_by("pk")[:SWEEP_BATCH]:
         evaluate_submission(submission)
     for message, model in MESSAGES:
         for name in model.objects.due().order_by("cluster").values_list("cluster", flat=True).distinct():
             queue.ring_again(message, [name], cluster=name)
+
+
+def _follow_configs(model: type[Inference] | type[Scoring]) -> None:
+    """What is queued is for the eval server that its task names now; the one before may be gone for good."""
+    server = BuildConfig.objects.filter(task__submissions=OuterRef("submission")).values("eval_server")[:1]
+    model.objects.queued().exclude(cluster=Subquery(server)).update(cluster=Subquery(server))
 
 
 def _unfinished(model: type[Inference] | type[Scoring]) -> QuerySet:

@@ -126,6 +126,8 @@ class Submission(Stateful):
 
     def advance(self, target: str, *, reason: str = "", **fields: Any) -> bool:
         """Move to `target` from wherever the row is; False when it is there already."""
+        if target in {self.Status.EVALUATED, self.Status.FAILED, self.Status.DEAD}:
+            fields.setdefault("cancel_requested", False)  # it came too late, and must not stop what is asked for later
         for _ in range(3):
             source = type(self).objects.values_list("status", flat=True).get(pk=self.pk)
             if source == target:

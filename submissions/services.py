@@ -84,9 +84,9 @@ def discard(submission: Submission) -> None:
 
 def cancel(submission: Submission, *, by: str = "") -> None:
     """Ask every later stage to stop; they read the flag at each step."""
-    if not submission.can_cancel:
+    unfinished = Submission.objects.unfinished().filter(pk=submission.pk, cancel_requested=False)
+    if not unfinished.update(cancel_requested=True):
         raise Conflict("not_cancellable", f"{submission.name} is {submission.status}: there is nothing to cancel.")
-    Submission.objects.filter(pk=submission.pk).update(cancel_requested=True)
     submission.refresh_from_db(fields=["cancel_requested"])
     queue.send(queue.BUILD_SUBMISSION, submission.pk, cluster=queue.BUILD_CLUSTER)
 

@@ -227,3 +227,33 @@ def test_no_more_inferences_run_than_the_eval_server_allows(submission, dataset,
     with in_cluster("default"):
         assert scheduler.submit()
         assert scheduler.submit() is None
+
+
+def test_what_is_queued_follows_its_task_to_another_eval_server(submission, dataset, task):
+    make_built(submission)
+    ask()
+    task.build_config.eval_server_id = "flores101"
+    task.build_config.save()
+
+    services.sweep()
+
+    assert Inference.objects.get().cluster == "flores101"
+
+
+def test_a_submission_whose_eval_server_is_gone_can_be_cancelled(submission, dataset):
+    make_built(submission)
+    ask()
+    Inference.objects.update(cluster="gone")
+    Submission.objects.update(cancel_requested=True)
+
+    services.settle(submission)
+
+    assert Submission.objects.get().status == "cancelled"
+
+
+def test_a_cancellation_that_comes_too_late_does_not_stop_a_later_evaluation(evaluated, dataset):
+    evaluated.advance(Submission.Status.EVALUATING)
+    Submission.objects.update(cancel_requested=True)
+    evaluated.advance(Submission.Status.EVALUATED)
+
+    assert not Submission.objects.get().cancel_requested
