@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,15 +21,8 @@ from evaluations import services
 from evaluations.board import Board, Entry, board, scores_of, weights_from
 from evaluations.progress import waiting_for
 from submissions.models import Submission
-from submissions.services import cancel
 from tasks_catalog.models import Task
 
-ACTIONS: Mapping[str, Callable[[Submission], None]] = {
-    "publish": services.publish,
-    "unpublish": services.unpublish,
-    "cancel": cancel,
-    "retry": services.retry,
-}
 FILTERS = {"task": "task__code", "name": "name"}
 
 
@@ -65,7 +58,7 @@ class ActionView(APIView):
     def post(self, request: Request, pk: int) -> Response:
         mine = _submissions() if request.user.is_staff else _submissions().filter(owner=request.user)
         submission = get_object_or_404(mine, pk=pk)
-        ACTIONS[self.action](submission)
+        services.ACTIONS[self.action](submission)
         submission.refresh_from_db()
         return _answer(submission, request.user)
 

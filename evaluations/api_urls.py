@@ -1,6 +1,6 @@
 from django.urls import path
 
-from evaluations import api
+from evaluations import api, services
 
 SUBMISSIONS = "api/v1/submissions/"
 
@@ -9,7 +9,7 @@ urlpatterns = [
     path(f"{SUBMISSIONS}<int:pk>/", api.SubmissionView.as_view(), name="api_submission"),
     *(
         path(f"{SUBMISSIONS}<int:pk>/{action}/", api.ActionView.as_view(action=action), name=f"api_{action}")
-        for action in api.ACTIONS
+        for action in services.ACTIONS
     ),
     path("api/v1/tasks/<str:code>/leaderboard/", api.LeaderboardView.as_view(), name="api_leaderboard"),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -23,21 +23,20 @@ from dynabench_site.api import ApiError
 from evaluations import services
 from evaluations.board import board, boards, weights_from
 from evaluations.models import CurrentScores, Inference, Score, Scoring
-from evaluations.progress import waiting_for
-from evaluations.timeline import Stage, dataset_stages, timeline
+from evaluations.progress import Stage, dataset_stages, timeline, waiting_for
 from submissions.models import Submission
-from submissions.services import cancel, slots
+from submissions.services import slots
 from tasks_catalog.models import Dataset, Task, TaskMetric
 
 PER_PAGE = 50
 Viewer: TypeAlias = User | AnonymousUser
 
-# What an owner can do with a model, and what the page says when it is done.
-ACTIONS: dict[str, tuple[Callable[[Submission], None], str]] = {
-    "publish": (services.publish, "Published: everybody can see this model and its scores now."),
-    "unpublish": (services.unpublish, "Unpublished: only you, the task's owners and staff can see this model now."),
-    "cancel": (cancel, "Cancelling: whatever runs for this model is stopped."),
-    "retry": (services.retry, "Trying again."),
+# What the page says when an action of `services.ACTIONS` is done.
+DONE = {
+    "publish": "Published: everybody can see this model and its scores now.",
+    "unpublish": "Unpublished: only you, the task's owners and staff can see this model now.",
+    "cancel": "Cancelling: whatever runs for this model is stopped.",
+    "retry": "Trying again.",
 }
 
 
@@ -195,13 +194,12 @@ def act(request: HttpRequest, pk: int, action: str) -> HttpResponse:
     submission = get_object_or_404(_visible(request.user), pk=pk)
     if not submission.belongs_to(request.user):
         raise Http404
-    do, done = ACTIONS[action]
     try:
-        do(submission)
+        services.ACTIONS[action](submission)
     except ApiError as error:
         messages.error(request, error.detail)
     else:
-        messages.success(request, done)
+        messages.success(request, DONE[action])
     return redirect("model", pk)
 
 

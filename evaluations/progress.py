@@ -1,6 +1,10 @@
-"""What a submission waits for, in words."""
+"""How far a submission is, stage by stage, and what it waits for, in words."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from django.template.defaultfilters import pluralize
 from django.utils import timezone
@@ -11,8 +15,92 @@ from dynabench_site.jobs import Job
 from dynabench_site.queue import BUILD_CLUSTER
 from evaluations.models import Inference, Scoring
 from submissions.models import Submission
+from tasks_catalog.models import Dataset
 
 STAGES = (Build, Inference, Scoring)
+DONE, ACTIVE, WAITING, BROKEN, AHEAD = "done", "active", "waiting", "broken", "ahead"
+STATES = {
+    Job.Status.QUEUED: WAITING,
+    Job.Status.RUNNING: ACTIVE,
+    Job.Status.SUCCEEDED: DONE,
+    Job.Status.CANCELLED: BROKEN,
+    Job.Status.FAILED: BROKEN,
+    Job.Status.DEAD: BROKEN,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage: its name, its state (one of the words above), when it ended, how long it took, what to know."""
+
+    label: str
+    state: str
+    at: datetime | None = None
+    took: timedelta | None = None
+    note: str = ""
+    parts: list[Stage] = field(default_factory=list)
+
+
+def timeline(submission: Submission, build: Build | None, parts: Sequence[Stage]) -> list[Stage]:
+    """From Uploaded to Published; `parts` are the datasets' stages."""
+    is_in = submission.status != Submission.Status.RECEIVING
+    return [
+        Stage("Uploaded", DONE if is_in else ACTIVE, submission.created_at),
+        Stage("Checked", DONE if is_in else AHEAD, submission.touched_at if is_in else None),
+        _built(build),
+        _evaluated(submission, parts),
+        Stage("Published", DONE if submission.is_published else AHEAD),
+    ]
+
+
+def _built(build: Build | None) -> Stage:
+    if build is None:
+        return Stage("Built", AHEAD)
+    state = STATES[Job.Status(build.status)]
+    label = "Building" if state == ACTIVE else "Built"
+    return Stage(label, state, build.finished_at or build.started_at, _took(build), _note(build))
+
+
+def _evaluated(submission: Submission, parts: Sequence[Stage]) -> Stage:
+    times = [part.at for part in parts if part.at and part.state == DONE]
+    if submission.status == Submission.Status.EVALUATED:
+        return Stage("Evaluated", DONE, max(times, default=None), parts=list(parts))
+    broken = submission.is_finished and any(part.state == BROKEN for part in parts)
+    under_way = submission.status == Submission.Status.EVALUATING
+    state = BROKEN if broken else ACTIVE if under_way else AHEAD
+    return Stage("Evaluating" if under_way else "Evaluated", state, parts=list(parts))
+
+
+def dataset_stages(
+    datasets: Iterable[Dataset], inferences: Iterable[Inference], scorings: Iterable[Scoring]
+) -> list[Stage]:
+    """One stage for each dataset that has jobs; these come oldest first."""
+    newest = {row.dataset_id: row for row in inferences}
+    scoring = {row.inference_id: row for row in scorings}
+    pairs = [(dataset.full_name, newest[dataset.pk]) for dataset in datasets if dataset.pk in newest]
+    return [_of_jobs(label, inference, scoring.get(inference.pk)) for label, inference in pairs]
+
+
+def _of_jobs(label: str, inference: Inference, scoring: Scoring | None) -> Stage:
+    if inference.status != Job.Status.SUCCEEDED:
+        return Stage(label, STATES[Job.Status(inference.status)], inference.finished_at, note=_note(inference))
+    if scoring is None:
+        return Stage(label, ACTIVE, inference.finished_at, note="predictions are in; scores come next")
+    if scoring.status != Job.Status.SUCCEEDED:
+        return Stage(label, STATES[Job.Status(scoring.status)], scoring.finished_at, note=f"scores: {_note(scoring)}")
+    return Stage(label, DONE, scoring.finished_at, _took(inference), "scored")
+
+
+def _took(job: Job) -> timedelta | None:
+    return job.finished_at - job.started_at if job.finished_at and job.started_at else None
+
+
+def _note(job: Job) -> str:
+    if job.status == Job.Status.QUEUED:
+        return f"waiting for {job.waiting_for}" if job.waiting_for else "in the queue"
+    if job.status == Job.Status.SUCCEEDED:
+        return ""
+    return job.error_detail or job.get_status_display().lower()
 
 
 def waiting_for(submission: Submission) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import groupby
 
 from django.db import transaction
@@ -19,6 +19,7 @@ from evaluations.models import CurrentScores, Inference, Scoring
 from evaluations.planning import Plan, Planner, Stage
 from evaluations.scheduler import Scheduler
 from submissions.models import Submission
+from submissions.services import cancel
 from tasks_catalog.models import BuildConfig, Dataset, EvalServer
 
 BUILD_PROCESSES = 2
@@ -215,6 +216,15 @@ def retry(submission: Submission, *, by: str = "") -> None:
             Submission.Status.EVALUATING, reason="retry", cancel_requested=False, error_code="", error_detail=""
         )
         _ring(jobs)
+
+
+# What its owner, or staff, can do with a submission.
+ACTIONS: dict[str, Callable[[Submission], None]] = {
+    "publish": publish,
+    "unpublish": unpublish,
+    "cancel": cancel,
+    "retry": retry,
+}
 
 
 def sweep() -> None:

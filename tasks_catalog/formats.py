@@ -157,9 +157,9 @@ class _Loader(yaml.SafeLoader):
 def parse(text: str) -> TaskFormat:
     """The format written in a task's YAML; raise FormatError that names the field and the remedy."""
     written = _load(text)
-    contexts, inputs = (_fields(section, _entries(written, section)) for section in ("context", "input"))
+    contexts, inputs = (_fields(written, section, {}) for section in ("context", "input"))
     defined = _by_name("context and input", contexts + inputs)
-    outputs = _fields("output", _entries(written, "output"), defined)
+    outputs = _fields(written, "output", defined)
     known = {**_by_name("output", outputs), **defined}
     made = TaskFormat(contexts, inputs, tuple(_with_labels(field, known) for field in outputs))
     _check_roles(made)
@@ -182,17 +182,11 @@ def _load(text: str) -> dict[str, object]:
     return written
 
 
-def _entries(written: Mapping[str, object], section: str) -> list[dict[str, object]]:
+def _fields(written: Mapping[str, object], section: str, defined: Mapping[str, Field]) -> tuple[Field, ...]:
     entries = written.get(section) or []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise FormatError(f"{section} must be a list of fields, each like `- name: statement`.")
-    return entries
-
-
-def _fields(
-    section: str, entries: Sequence[dict[str, object]], defined: Mapping[str, Field] | None = None
-) -> tuple[Field, ...]:
-    return tuple(_field(section, number, entry, defined or {}) for number, entry in enumerate(entries, 1))
+    return tuple(_field(section, number, entry, defined) for number, entry in enumerate(entries, 1))
 
 
 def _field(section: str, number: int, entry: dict[str, object], defined: Mapping[str, Field]) -> Field:

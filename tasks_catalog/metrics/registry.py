@@ -68,12 +68,11 @@ class Metric:
 _METRICS: dict[str, Metric] = {}
 
 
-def register(entry: Metric) -> Metric:
+def register(entry: Metric) -> None:
     """Make a metric known by its name; raise MetricError when the name is taken."""
     if entry.name in _METRICS:
         raise MetricError(f"Two metrics are called {entry.name!r}; rename one.")
     _METRICS[entry.name] = entry
-    return entry
 
 
 def metric(name: str, label: str, **declared: Any) -> Callable[[Function], Function]:
