@@ -38,12 +38,7 @@ def test_a_submission_has_exactly_the_promised_fields(evaluated, user, client):
     assert (found["status"], found["waiting_for"], found["error"]) == ("evaluated", "", None)
     assert found["is_published"] is True
     assert found["scores"]["tweets"]["accuracy"] == 75.0
-    assert found["scores"]["tweets"].keys() == {
-        "macro_f1",
-        "accuracy",
-        "examples_per_second",
-        "memory_utilization",
-    }
+    assert found["scores"]["tweets"].keys() == {"macro_f1", "accuracy", "examples_per_second", "memory_utilization"}
     assert found["created_at"].endswith("Z")
 
 
@@ -112,9 +107,7 @@ def test_a_list_takes_the_same_few_queries_whatever_its_length(evaluated, user, 
     client.force_login(user)
 
     def queries():
-        with CaptureQueriesContext(
-            connection,
-        ) as captured:
+        with CaptureQueriesContext(connection) as captured:
             client.get(MINE)
         return len(captured)
 
