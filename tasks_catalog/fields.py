@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+TYPES = ("string", "multiclass", "prob")
 MAX_UID_CHARACTERS = 255
 MAX_WHOLE_NUMBER_BITS = 64
 PROB_TOLERANCE = 1e-4  # dynalab's own
@@ -34,7 +34,14 @@ class Field:
 
     def check(self, value: object, max_bytes: int) -> None:
         """Raise FormatError unless the value is one that a field of this type may have."""
-        TYPES[self.type](self, value, max_bytes)
+        if self.type == "string":
+            check_text(self.name, value, max_bytes)
+        elif self.type == "multiclass":
+            _check_choice(self, value)
+        elif self.single_prob:
+            _check_probability(self.name, value)
+        else:
+            _check_distribution(self, value)
 
     def check_label(self, value: object, max_bytes: int) -> None:
         """Like `check`, for the right answer of an example: also a list of accepted ones."""
@@ -50,21 +57,10 @@ class Field:
         return {key: value for key, value in keys.items() if value}
 
 
-def _check_string(field: Field, value: object, max_bytes: int) -> None:
-    check_text(field.name, value, max_bytes)
-
-
-def _check_multiclass(field: Field, value: object, max_bytes: int) -> None:
+def _check_choice(field: Field, value: object) -> None:
     if not isinstance(value, str) or value not in field.labels:
         allowed = ", ".join(field.labels)
         raise FormatError(f"{field.name} must be one of {allowed}; it is {brief(value)}.", field.name)
-
-
-def _check_prob(field: Field, value: object, max_bytes: int) -> None:
-    if field.single_prob:
-        _check_probability(field.name, value)
-    else:
-        _check_distribution(field, value)
 
 
 def _check_distribution(field: Field, value: object) -> None:
@@ -76,13 +72,6 @@ def _check_distribution(field: Field, value: object) -> None:
     total = math.fsum(value.values())
     if abs(total - 1) > PROB_TOLERANCE:
         raise FormatError(f"The probabilities of {field.name} must sum to 1; they sum to {total:.6g}.", field.name)
-
-
-TYPES: dict[str, Callable[[Field, object, int], None]] = {
-    "string": _check_string,
-    "multiclass": _check_multiclass,
-    "prob": _check_prob,
-}
 
 
 def _check_probability(name: str, value: object) -> None:
