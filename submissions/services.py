@@ -50,7 +50,10 @@ def reserve(*, owner: User, task: Task, name: str) -> Submission:
     with _locked(owner, task):
         mine = Submission.objects.filter(owner=owner, task=task, name=name)
         if mine.filter(status=Submission.Status.RECEIVING).exists():
-            raise Conflict("upload_in_progress", f"An upload of {name} is under way. Wait for its answer.")
+            raise Conflict(
+                "upload_in_progress",
+                f"An upload of {name} is under way. Wait for its answer; if it broke off, {SILENT_MINUTES} minutes.",
+            )
         if not _recent(mine).exists():
             _require_slot(owner, task)
         return Submission.objects.create(owner=owner, task=task, name=name)

@@ -38,6 +38,13 @@ DRAIN_BYTES = 64 * 1024**2
 DRAIN_SECONDS = 10.0
 
 
+class ConnectionBroken(ApiError):
+    """The client is gone, or has said nothing for too long: there is nothing more to read."""
+
+    def __init__(self) -> None:
+        super().__init__(400, "bad_upload", "The connection broke before the whole body had come.")
+
+
 @dataclass(frozen=True, slots=True)
 class UploadStream:
     """The form's fields, and the archive's bytes, which are read from the network as they are asked for."""
@@ -54,6 +61,8 @@ def receive(request: HttpRequest, *, owner: User) -> Submission:
     """
     try:
         return _receive(read_fields(request), owner)
+    except ConnectionBroken:
+        raise
     except ApiError:
         drain(request)
         raise
@@ -183,7 +192,7 @@ def _events(request: HttpRequest) -> Iterator[Any]:
     except MultipartError as error:
         raise ApiError(400, "bad_upload", f"The body is not complete multipart/form-data: {error}.") from error
     except OSError as error:
-        raise ApiError(400, "bad_upload", "The connection broke before the whole body had come.") from error
+        raise ConnectionBroken from error
 
 
 def _contents(events: Iterator[Any]) -> Iterator[bytes]:

@@ -37,9 +37,11 @@ class Wire(io.RawIOBase):
 
     def __init__(self, body, breaks_at=None, at=None):
         self.body, self.breaks_at, self.at, self.sent = io.BytesIO(body), breaks_at, at or {}, 0
+        self.breaks = 0
 
     def read(self, size=-1):
         if self.breaks_at is not None and self.sent >= self.breaks_at:
+            self.breaks += 1
             raise ConnectionResetError("the client is gone")
         piece = self.body.read(min(size, 10_000))
         self.sent += len(piece)
@@ -250,6 +252,14 @@ def test_an_upload_cut_off_leaves_nothing(owner, task, files):
         assert refused(lambda wire=wire: receive(request(body, wire=wire), owner=owner)) == (400, "bad_upload")
 
         assert nothing_is_left(files)
+
+
+def test_a_connection_that_broke_is_not_read_again(owner, task):
+    body = form(NAME_PART, TASK_PART, ("tarball", GOOD))
+    wire = Wire(body, breaks_at=200_000)
+    refused(lambda: receive(request(body, wire=wire), owner=owner))
+
+    assert wire.breaks == 1
 
 
 def test_a_disk_that_fails_gives_the_slot_back(owner, task, files):
