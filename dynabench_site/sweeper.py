@@ -16,6 +16,7 @@ from dynabench_site import clusters, jobs, outbox, queue
 logger = logging.getLogger(__name__)
 MAIL_SECONDS = 2
 LEFTOVERS_SECONDS = 300
+CLEAR_SECONDS = 3
 
 
 def sweep() -> None:
@@ -26,7 +27,10 @@ def sweep() -> None:
 
 def clear_leftovers() -> None:
     """Once more before the cluster ends: what its workers ran outside of them must not outlive it."""
-    Rounds("leftovers", map(import_string, queue.SLOW_SWEEPS), LEFTOVERS_SECONDS).once()
+    rounds = Rounds("leftovers", map(import_string, queue.SLOW_SWEEPS), LEFTOVERS_SECONDS)
+    rounds.start()
+    rounds.stop()  # after this one round
+    rounds.join(CLEAR_SECONDS)
 
 
 def _steps() -> list[Callable[[], object]]:
@@ -41,14 +45,12 @@ class Rounds(threading.Thread):
         self.steps, self.seconds, self.stopping = list(steps), seconds, threading.Event()
 
     def run(self) -> None:
-        while not self.stopping.is_set():
-            self.once()
-            self.stopping.wait(self.seconds)
+        while True:
+            for step in self.steps:
+                self._do(step)
+            if self.stopping.wait(self.seconds):
+                break
         connection.close()
-
-    def once(self) -> None:
-        for step in self.steps:
-            self._do(step)
 
     def _do(self, step: Callable[[], object]) -> None:
         try:
