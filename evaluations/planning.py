@@ -143,6 +143,7 @@ class Planner:
         return newest, runs
 
     def add_to(self, plan: Plan, force: Stage) -> None:
+        """The plan also holds what is missing or outdated of these submissions, and what `force` does again."""
         for pk, submission in self.submissions.items():
             build = self.builds.get((pk,))
             if force == "build" and build and build.is_finished:
