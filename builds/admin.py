@@ -3,13 +3,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from django.contrib import admin
-from django.db.models import QuerySet
-from django.http import HttpRequest
 from django.utils.html import format_html
 
 from builds import services
 from builds.models import Build, BuildStep
-from dynabench_site.admin import ReadOnlyInline
+from dynabench_site.admin import ReadOnlyInline, for_each
 from submissions.admin import SubmissionJobAdmin
 
 OUTPUT_SHOWN = 2000
@@ -36,6 +34,4 @@ class BuildAdmin(SubmissionJobAdmin):
     def retry_one(self, build: Build, by: str) -> None:
         services.retry(build, by=by)
 
-    @admin.action(description="Rebuild the image")
-    def rebuild(self, request: HttpRequest, queryset: QuerySet) -> None:
-        self.do_for_each(request, queryset, lambda build: services.rebuild(build.submission), "Asked for a rebuild of")
+    rebuild = for_each("Rebuild the image", "Asked for a rebuild of", lambda row, by: services.rebuild(row.submission))

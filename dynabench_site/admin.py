@@ -69,17 +69,19 @@ class Buttons:
         """The names of the actions that make sense for this row now."""
         return self.actions
 
-    def change_view(
-        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
-    ) -> HttpResponse:
-        rows = self.get_queryset(request).filter(pk=object_id)
+    def change_view(self, request: HttpRequest, object_id: str, *args: Any, **kwargs: Any) -> HttpResponse:
         actions = self.get_actions(request)
         if request.method == "POST" and request.POST.get("_button") in actions:
-            actions[request.POST["_button"]][0](self, request, rows)
+            actions[request.POST["_button"]][0](self, request, self.get_queryset(request).filter(pk=object_id))
             return redirect(request.get_full_path())
-        offered = self.offers(rows[0]) if rows else ()
-        buttons = [(name, label) for name, (_, _, label) in actions.items() if name in offered]
-        return super().change_view(request, object_id, form_url, {"buttons": buttons} | (extra_context or {}))
+        return super().change_view(request, object_id, *args, **kwargs)
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, obj: Any = None, **kwargs: Any
+    ) -> HttpResponse:
+        offered = self.offers(obj) if obj else ()
+        buttons = [(name, label) for name, (_, _, label) in self.get_actions(request).items() if name in offered]
+        return super().render_change_form(request, context | {"buttons": buttons}, *args, obj=obj, **kwargs)
 
     def do_for_each(self, request: HttpRequest, rows: Iterable[Any], do: Callable[[Any], object], verb: str) -> None:
         """Do it for each row; say how often it worked and why not the first time that it didn't."""
@@ -94,6 +96,16 @@ class Buttons:
         text = f"{verb} {len(rows) - len(refusals)} of {len(rows)} {name}."
         level = messages.WARNING if refusals else messages.SUCCESS
         self.message_user(request, text + "".join(refusals[:1]), level)
+
+
+def for_each(label: str, verb: str, do: Callable[[Any, str], object]) -> Callable:
+    """An action that does it for each row, given the row and who asked."""
+
+    @admin.action(description=label)
+    def action(page: Buttons, request: HttpRequest, queryset: QuerySet) -> None:
+        page.do_for_each(request, queryset, lambda row: do(row, signed(request)), verb)
+
+    return action
 
 
 class OperationsAdmin(Buttons, ReadOnly, admin.ModelAdmin):

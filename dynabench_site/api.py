@@ -11,6 +11,8 @@ from django.http import Http404, JsonResponse
 from rest_framework import exceptions
 from rest_framework.views import set_rollback
 
+NOTHING_HERE = "There is nothing here, or it is not yours to see."
+
 
 class ApiError(Exception):
     """A refusal for the caller: HTTP status, stable code, and a sentence that says what to do."""
@@ -36,7 +38,7 @@ def problem(error: Exception, context: Mapping[str, Any]) -> JsonResponse | None
     if isinstance(error, ApiError):
         return problem_response(error.status, error.code, error.detail, error.headers)
     if isinstance(error, Http404):
-        return problem_response(404, "not_found", "There is nothing here, or it is not yours to see.")
+        return problem_response(404, "not_found", NOTHING_HERE)
     if isinstance(error, PermissionDenied):
         return problem_response(403, "forbidden", "You may not do this.")
     if isinstance(error, exceptions.APIException):

@@ -7,7 +7,6 @@ import logging
 import re
 
 QUERY = re.compile(r"\?[^\s\"']*")
-EXTRA = ("submission", "job", "cluster", "request_id")
 
 
 class StripQuery(logging.Filter):
@@ -25,7 +24,6 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {key: getattr(record, key) for key in EXTRA if hasattr(record, key)}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

@@ -9,13 +9,13 @@ from django.db import OperationalError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views import defaults
 
-from dynabench_site.api import problem_response
+from dynabench_site.api import NOTHING_HERE, problem_response
 from dynabench_site.clusters import ClusterHeartbeat
 
 API_PATHS = ("/api/", "/models/upload/", "/authenticate/")
+OUR_FAULT = "Something went wrong on our side. It is logged; please try again."
 RETRY_SECONDS = "30"
 NOT_NOW = "The server is too busy, or short of space, to answer now. Nothing was kept; try again in half a minute."
-OUR_FAULT = "Something went wrong on our side. It is logged; please try again."
 
 
 def healthz(request: HttpRequest) -> HttpResponse:
@@ -32,7 +32,7 @@ def readyz(request: HttpRequest) -> JsonResponse:
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     if request.path.startswith(API_PATHS):
-        return problem_response(404, "not_found", "There is nothing here, or it is not yours to see.")
+        return problem_response(404, "not_found", NOTHING_HERE)
     return defaults.page_not_found(request, exception)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import User
+from django.core.management.base import CommandError
 
 from evaluations.dataset_files import store_dataset_file
 from examples.pack import EXAMPLES, archive_bytes
@@ -34,34 +35,18 @@ ACCOUNTS = ("admin", "ada", SENDER)
 TIMEOUT_SECONDS = 120
 
 
-class DemoError(Exception):
-    """A model could not be sent; the message is the server's."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code, self.detail = code, detail
-
-
 def load_tasks() -> None:
     """The two tasks with their configs and datasets; what is there already stays as staff left it."""
     for code, texts in TASKS.items():
         if not Task.objects.filter(code=code).exists():
             _make_task(code, texts)
-    _load_datasets(
-        "sentiment", lambda: sentiment_datasets(settings.VAR / "cache" / "demo", index_url=settings.INDEX_URL)
-    )
+    cache = settings.VAR / "cache" / "demo"
+    _load_datasets("sentiment", lambda: sentiment_datasets(cache, index_url=settings.INDEX_URL))
     _load_datasets("nli", lambda: {"nli-small": nli_dataset()})
 
 
-def _make_task(code: str, texts: dict[str, Any]) -> None:
-    description = f"{texts['description']}\n\n{texts['credits']}"
-    task = Task(
-        code=code,
-        name=texts["name"],
-        purpose=texts["purpose"],
-        description=description,
-        io_yaml=texts["io_yaml"],
-    )
+def _make_task(code: str, texts: dict[str, str]) -> None:
+    task = Task(code=code, **texts)
     task.full_clean()
     task.save()
     BuildConfig.objects.create(task=task, memory_mb=2048)
@@ -102,7 +87,7 @@ class Client:
     api_token: str
 
     def call(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[Any, dict[str, str]]:
-        """The decoded JSON and the headers of the answer; raises DemoError for a refusal."""
+        """The decoded JSON and the headers of the answer; raises CommandError for a refusal, in the server's words."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{settings.PORT}{path}", data=body or None, method=method, headers=headers
         )
@@ -111,8 +96,7 @@ class Client:
                 text = response.read()
                 return (json.loads(text) if text else None), dict(response.headers)
         except urllib.error.HTTPError as error:
-            problem = json.loads(error.read() or b"{}")
-            raise DemoError(problem.get("code", str(error.code)), problem.get("detail", str(error))) from error
+            raise CommandError(json.loads(error.read() or b"{}").get("detail", str(error))) from error
 
     def mine(self, method: str, path: str) -> Any:
         return self.call(method, path, Authorization=f"Token {self.api_token}")[0]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from django.contrib import admin
-from django.db.models import QuerySet
 from django.db.models.functions import Now
-from django.http import HttpRequest
 
-from dynabench_site.admin import JobAdmin, OperationsAdmin
+from dynabench_site.admin import JobAdmin, OperationsAdmin, for_each
 from dynabench_site.api import Conflict
 from dynabench_site.jobs import Job
 from submissions import services
@@ -37,9 +35,7 @@ class ApiTokenAdmin(OperationsAdmin):
     def offers(self, token: ApiToken) -> list[str]:
         return [] if token.revoked_at else ["revoke"]
 
-    @admin.action(description="Revoke")
-    def revoke(self, request: HttpRequest, queryset: QuerySet) -> None:
-        self.do_for_each(request, queryset, _revoke, "Revoked")
+    revoke = for_each("Revoke", "Revoked", lambda token, by: _revoke(token))
 
 
 def _revoke(token: ApiToken) -> None:

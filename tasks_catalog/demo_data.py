@@ -36,16 +36,13 @@ NLI_FILE = Path(__file__).resolve().parent.parent / "examples" / "data" / "nli.j
 
 TASKS = {
     "sentiment": {
-        "code": "sentiment",
         "name": "Sentiment",
         "purpose": "Say whether a sentence is negative, neutral or positive.",
         "description": (
             "Sentences from tweets, film reviews, product reviews and newspaper editorials, each rated by at least "
             "twenty people from -4 to 4. A mean above 0.2 counts as positive, one below -0.2 as negative, anything "
             "else as neutral. The ratings were published by the authors of VADER's lexicon: this is a demonstration, "
-            "not a held-out benchmark."
-        ),
-        "credits": (
+            "not a held-out benchmark.\n\n"
             "C.J. Hutto and E.E. Gilbert (2014). VADER: A Parsimonious Rule-based Model for Sentiment Analysis of "
             "Social Media Text. Eighth International Conference on Weblogs and Social Media (ICWSM-14), Ann Arbor. "
             "Film snippets after Pang and Lee (2004), product reviews after Hu and Liu (2004). Data from the source "
@@ -62,14 +59,13 @@ output:
 """,
     },
     "nli": {
-        "code": "nli",
         "name": "Natural language inference",
         "purpose": "Say whether a hypothesis follows from a text, contradicts it, or neither.",
         "description": (
             "Thirty short texts with three hypotheses each: one that follows, one that contradicts, one that the text "
-            "leaves open. The set is small and proves only that the path from an upload to a score works."
+            "leaves open. The set is small and proves only that the path from an upload to a score works.\n\n"
+            "Written for this project; MIT licence."
         ),
-        "credits": "Written for this project; MIT licence.",
         "io_yaml": """\
 context:
   - {name: context, type: string, placeholder: Enter a text}

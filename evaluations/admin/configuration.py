@@ -142,18 +142,16 @@ class TaskAdmin(Buttons, StaffMay, admin.ModelAdmin):
         form.is_only_shown = getattr(request, "was_previewed", False)
         return form
 
-    def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: str | None = None,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
-        context = {"has_preview": True} | (extra_context or {})
-        response = super().changeform_view(request, object_id, form_url, context)
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        response = super().changeform_view(request, *args, **kwargs)
         if getattr(request, "was_previewed", False):
-            response = super().changeform_view(request, object_id, form_url, context)
+            response = super().changeform_view(request, *args, **kwargs)
         return response
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        return super().render_change_form(request, context | {"has_preview": True}, *args, **kwargs)
 
     def response_change(self, request: HttpRequest, task: Task) -> HttpResponse:
         """After a preview, undo what was saved: the form is shown once more with what it would have changed."""

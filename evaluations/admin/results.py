@@ -11,7 +11,7 @@ from django.urls import reverse
 
 from builds import services as builds
 from builds.models import Build
-from dynabench_site.admin import OperationsAdmin, ReadOnlyInline, signed
+from dynabench_site.admin import OperationsAdmin, ReadOnlyInline, for_each
 from evaluations import services
 from evaluations.admin.configuration import amounts
 from evaluations.models import CurrentScores, Inference, Score, Scoring
@@ -68,30 +68,16 @@ class SubmissionAdmin(OperationsAdmin):
         }
         return [name for name, fits in fitting.items() if fits]
 
-    @admin.action(description="Retry what failed")
-    def retry(self, request: HttpRequest, queryset: QuerySet) -> None:
-        self.do_for_each(request, queryset, lambda row: services.retry(row, by=signed(request)), "Re-queued")
-
-    @admin.action(description="Cancel")
-    def cancel(self, request: HttpRequest, queryset: QuerySet) -> None:
-        self.do_for_each(request, queryset, lambda row: cancel(row, by=signed(request)), "Asked to stop")
-
-    @admin.action(description="Rebuild the image")
-    def rebuild(self, request: HttpRequest, queryset: QuerySet) -> None:
-        self.do_for_each(request, queryset, builds.rebuild, "Asked for a rebuild of")
+    retry = for_each("Retry what failed", "Re-queued", lambda row, by: services.retry(row, by=by))
+    cancel = for_each("Cancel", "Asked to stop", lambda row, by: cancel(row, by=by))
+    rebuild = for_each("Rebuild the image", "Asked for a rebuild of", lambda row, by: builds.rebuild(row))
+    publish = for_each("Publish", "Published", lambda row, by: services.publish(row))
+    unpublish = for_each("Unpublish", "Unpublished", lambda row, by: services.unpublish(row))
 
     @admin.action(description="Re-evaluate what is missing or outdated")
     def re_evaluate(self, request: HttpRequest, queryset: QuerySet) -> None:
         plan = services.request_evaluation(submissions=Submission.objects.filter(pk__in=queryset.values("pk")))
         self.message_user(request, f"Queued: {amounts(plan)}.", messages.SUCCESS)
-
-    @admin.action(description="Publish")
-    def publish(self, request: HttpRequest, queryset: QuerySet) -> None:
-        self.do_for_each(request, queryset, services.publish, "Published")
-
-    @admin.action(description="Unpublish")
-    def unpublish(self, request: HttpRequest, queryset: QuerySet) -> None:
-        self.do_for_each(request, queryset, services.unpublish, "Unpublished")
 
 
 class EvaluationJobAdmin(SubmissionJobAdmin):

@@ -33,17 +33,17 @@ class Command(BaseCommand):
         if name not in pools:
             self.stderr.write(f"There is no cluster {name!r}. Known: {', '.join(sorted(pools))}.")
             raise SystemExit(2)
-        run(name, processes=pools[name], ready=lambda: print(f"cluster {name} ready", flush=True))
+        run(name, processes=pools[name])
 
 
-def run(name: str, *, processes: int, ready: Any) -> None:
+def run(name: str, *, processes: int) -> None:
     stopping = threading.Event()
     instance = clusters.join(name)
     pool = _start_pool(name, processes)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     rounds = sweeper.start()
-    ready()
+    print(f"cluster {name} ready", flush=True)
     while not stopping.wait(0.5) and pool.sentinel.is_alive():
         pass
     for thread in rounds:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from contextlib import nullcontext
 from typing import Any
 
 from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from builds import sandboxes
@@ -76,26 +74,18 @@ class Command(BaseCommand):
         return result
 
     def _follow(self, client: demo.Client, names: dict[int, str]) -> None:
-        live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
         shown: dict[int, str] = {}
         deadline = time.monotonic() + PATIENCE_SECONDS
-        with live or nullcontext():
-            while time.monotonic() < deadline:
-                states = {pk: client.mine("GET", f"/api/v1/submissions/{pk}/") for pk in names}
-                if live:
-                    live.update(_progress(names, states), refresh=True)
-                else:
-                    self._print_changes(names, states, shown)
-                if all(state["status"] in FINAL for state in states.values()):
-                    return
-                time.sleep(POLL_SECONDS)
-
-    def _print_changes(self, names: dict[int, str], states: dict[int, Any], shown: dict[int, str]) -> None:
-        for pk, state in states.items():
-            line = f"{names[pk]}: {_status(state)}"
-            if shown.get(pk) != line:
-                shown[pk] = line
-                self.console.print(f"  {time.monotonic() - self.started:5.1f} s  {line}", markup=False, soft_wrap=True)
+        while time.monotonic() < deadline:
+            states = {pk: client.mine("GET", f"/api/v1/submissions/{pk}/") for pk in names}
+            for pk, state in states.items():
+                if shown.get(pk) != (line := f"{names[pk]}: {_status(state)}"):
+                    shown[pk] = line
+                    seconds = time.monotonic() - self.started
+                    self.console.print(f"  {seconds:5.1f} s  {line}", markup=False, soft_wrap=True)
+            if all(state["status"] in FINAL for state in states.values()):
+                return
+            time.sleep(POLL_SECONDS)
 
     def _show_board(self, code: str, board: dict[str, Any]) -> None:
         table = Table(title=f"Leaderboard of {code}", title_justify="left")
@@ -146,10 +136,3 @@ def _status(state: dict[str, Any]) -> str:
     done = f", scored on {len(state['scores'])}" if state["scores"] else ""
     waiting = f" (waiting for {state['waiting_for']})" if state["waiting_for"] else ""
     return state["status"] + done + waiting
-
-
-def _progress(names: dict[int, str], states: dict[int, Any]) -> Table:
-    table = Table("model", "status")
-    for pk, name in names.items():
-        table.add_row(name, _status(states[pk]))
-    return table
