@@ -63,11 +63,6 @@ class ImageBuilder:
             raise
         return Image(digest, mar_sha256, mar_archive)
 
-    @property
-    def _serve_policy(self) -> SandboxPolicy:
-        config = self.task.build_config
-        return SandboxPolicy(memory_mb=config.memory_mb, deadline=config.deadline_seconds(1))
-
     def _unpack(self, archive: Path, stage: Path) -> dict[str, Any]:
         with self.record.step("unpack") as log:
             project = stage / PROJECT
@@ -152,10 +147,10 @@ class ImageBuilder:
 
     def _smoke(self, digest: str) -> None:
         """One made-up example through the finished image: what can't answer here can't answer anywhere."""
-        example = self.task.format.sample_inputs(1)[0]
+        example, config = self.task.format.sample_inputs(1)[0], self.task.build_config
         with self.record.step("try one example") as log:
             log(f"asked: {json.dumps(example)}\n".encode())
-            policy = self._serve_policy
+            policy = SandboxPolicy(memory_mb=config.memory_mb, deadline=config.deadline_seconds(1))
             with self.sandbox.serve(digest, policy=policy, name=self.name) as server:
                 deadline = time.monotonic() + policy.deadline
                 client = ModelClient(server, deadline=deadline, max_answer_bytes=MAX_ANSWER_BYTES)

@@ -17,10 +17,10 @@ from builds.faults import hosts_faults
 from builds.image import Image, ImageBuilder, new_workdir
 from builds.models import Build
 from builds.steps import RowRecorder, StepFailed
-from builds.trust import is_shipped
 from dynabench_site import jobs, queue
 from dynabench_site.api import Conflict
 from dynabench_site.outbox import write_mail
+from examples.pack import known_sha256
 from submissions.models import Submission
 from tasks_catalog.models import BuildConfig
 
@@ -70,13 +70,11 @@ def retry(build: Build, *, by: str = "") -> None:
 
 def _make_image(build: Build) -> None:
     submission = build.submission
-    config, check = submission.task.build_config, partial(_check_cancelled, submission)
+    config = submission.task.build_config
     with hosts_faults():
-        sandbox = sandboxes.choose(trusted=is_shipped(submission.sha256))
+        sandbox = sandboxes.choose(trusted=submission.sha256 in known_sha256())
     build.save_progress(config=pinned(config), sandbox=sandbox.name, model_server=config.model_server or "asgi")
-    builder = ImageBuilder(
-        sandbox, RowRecorder(build, check), submission.task, submission.name, submission.endpoint_name
-    )
+    builder = ImageBuilder(sandbox, RowRecorder(build), submission.task, submission.name, submission.endpoint_name)
     with hosts_faults(), new_workdir(submission.endpoint_name) as workdir:
         _require_disk(workdir, submission.size)
         try:
@@ -94,12 +92,6 @@ def pinned(config: BuildConfig) -> dict[str, Any]:
 def _require_disk(workdir: Path, size: int) -> None:
     if shutil.disk_usage(workdir).free < MIN_FREE_BYTES + 4 * size:
         raise jobs.NotYet("disk space on the build server", DISK_PAUSE_SECONDS)
-
-
-def _check_cancelled(submission: Submission) -> None:
-    submission.refresh_from_db(fields=["cancel_requested"])
-    if submission.cancel_requested:
-        raise jobs.CancelRequested
 
 
 def _fetch_archive(submission: Submission, workdir: Path) -> Path:

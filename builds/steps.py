@@ -12,6 +12,8 @@ from django.db.models.functions import Now
 
 from builds.models import Build, BuildStep
 from builds.sandboxes.policy import Log
+from dynabench_site.jobs import CancelRequested
+from submissions.models import Submission
 
 MAX_LOG_BYTES = 512 * 1024
 FLUSH_SECONDS = 1.0
@@ -66,15 +68,22 @@ class StepLog:
         self.saved_at = time.monotonic()
 
 
+def check_cancelled(submission: Submission) -> None:
+    """Raise CancelRequested when its sender, or staff, asked to stop."""
+    submission.refresh_from_db(fields=["cancel_requested"])
+    if submission.cancel_requested:
+        raise CancelRequested
+
+
 class RowRecorder:
     """Writes the steps of one attempt of a build; before each it looks whether it should go on."""
 
-    def __init__(self, build: Build, check: Callable[[], None]) -> None:
-        self.build, self.check = build, check
+    def __init__(self, build: Build) -> None:
+        self.build = build
 
     @contextmanager
     def step(self, name: str, command: str = "") -> Iterator[Log]:
-        self.check()
+        check_cancelled(self.build.submission)
         row = BuildStep.objects.create(build=self.build, attempt=self.build.attempts, name=name, command=command)
         log = StepLog(lambda text: BuildStep.objects.filter(pk=row.pk).update(output=text) and None)
         exit_code = 1

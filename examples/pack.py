@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ def pack(project: Path, dest: Path) -> str:
     return hashlib.sha256(archive).hexdigest()
 
 
+@cache
 def known_sha256() -> frozenset[str]:
-    """The sha256 of each archive that ships with the project, from the folders as they are now."""
+    """The sha256 of each archive that ships with the project, from the folders as this process found them."""
     return frozenset(hashlib.sha256(archive_bytes(EXAMPLES / name)).hexdigest() for name in SHIPPED)
 
 

@@ -16,7 +16,7 @@ from builds import sandboxes
 from builds.faults import hosts_faults
 from builds.model_client import ModelClient, ModelError
 from builds.sandboxes.policy import SandboxPolicy
-from dynabench_site.jobs import CancelRequested
+from builds.steps import check_cancelled
 from evaluations.backends import Outcome
 from evaluations.models import Inference
 
@@ -78,7 +78,7 @@ class LocalRunner:
     def _predict(self, inference: Inference, client: ModelClient, inputs: Any, output: BinaryIO) -> tuple[int, str]:
         examples, sha256 = 0, hashlib.sha256()
         for lines in _batches(inputs):
-            _check_cancelled(inference)
+            check_cancelled(inference.submission)
             answer = client.predict_lines(lines)
             sha256.update(answer)
             output.write(answer)
@@ -90,9 +90,3 @@ def _batches(inputs: Any) -> Iterator[list[bytes]]:
     lines = iter(inputs)
     while batch := list(islice(lines, BATCH_LINES)):
         yield batch
-
-
-def _check_cancelled(inference: Inference) -> None:
-    inference.submission.refresh_from_db(fields=["cancel_requested"])
-    if inference.submission.cancel_requested:
-        raise CancelRequested

@@ -1,7 +1,5 @@
 """The older generation's `TaskIO` of translation; all three tracks sign as flores."""
 
-from __future__ import annotations
-
 from dynalab.tasks.common import BaseTaskIO
 
 

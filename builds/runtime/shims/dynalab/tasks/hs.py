@@ -1,7 +1,5 @@
 """The older generation's `TaskIO` of hate speech detection."""
 
-from __future__ import annotations
-
 from dynalab.tasks.common import BaseTaskIO
 
 

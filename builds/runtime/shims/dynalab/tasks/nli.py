@@ -1,7 +1,5 @@
 """The older generation's `TaskIO` of natural language inference."""
 
-from __future__ import annotations
-
 from dynalab.tasks.common import BaseTaskIO
 
 
