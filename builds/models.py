@@ -26,6 +26,7 @@ class Build(Job):
     sandbox = models.CharField(max_length=10, blank=True)
     model_server = models.CharField(max_length=10, blank=True)
     image = models.CharField("image digest", max_length=80, blank=True)
+    is_image_kept = models.BooleanField(default=False, help_text="Off once the image was removed from its host.")
     mar_sha256 = models.CharField(max_length=64, blank=True)
 
     objects = BuildQuerySet.as_manager()

@@ -82,7 +82,7 @@ def _make_image(build: Build) -> None:
         except StepFailed as error:
             raise jobs.JobFailed(error.code, error.detail) from error
         _store_mar_archive(submission, image)
-    build.advance(build.Status.SUCCEEDED, image=image.digest, mar_sha256=image.mar_sha256)
+    build.advance(build.Status.SUCCEEDED, image=image.digest, is_image_kept=True, mar_sha256=image.mar_sha256)
 
 
 def pinned(config: BuildConfig) -> dict[str, Any]:
@@ -112,8 +112,9 @@ def settle(build: Build) -> None:
     submission.refresh_from_db(fields=["status", "cancel_requested"])
     if not build.is_finished or submission.status not in {Submission.Status.UPLOADED, Submission.Status.BUILDING}:
         return
+    is_rebuild_cancelled = build.status == Build.Status.CANCELLED and build.run > 1
     with transaction.atomic():
-        if build.status == Build.Status.SUCCEEDED:
+        if build.status == Build.Status.SUCCEEDED or is_rebuild_cancelled:
             submission.advance(Submission.Status.EVALUATING)
             cluster = submission.task.build_config.eval_server_id
             queue.send(queue.EVALUATE_SUBMISSION, submission.pk, cluster=cluster)

@@ -1,13 +1,17 @@
-"""What killed workers left on this host: containers, processes, directories."""
+"""What nobody needs any more on this host: of killed workers, and images that were replaced."""
 
 from __future__ import annotations
 
 import logging
 
+from django.db.models import Exists, OuterRef, Q
+
 from builds import sandboxes
 from builds.image import sweep_workdirs
 from builds.models import Build
+from builds.sandboxes.policy import SandboxError
 from evaluations.models import Inference
+from submissions.models import Submission
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +25,30 @@ class RunningJobs:
         return name in {build.submission.endpoint_name for build in builds} | {row.name for row in inferences}
 
 
+def remove_unused_images() -> list[str]:
+    """Remove images that a newer build replaced, or whose model was cancelled or taken down; their digests stay."""
+    newer = Build.objects.filter(submission=OuterRef("submission"), run__gt=OuterRef("run"), is_image_kept=True)
+    ended = Q(submission__status__in=[Submission.Status.CANCELLED, Submission.Status.TAKEN_DOWN])
+    under_way = Exists(Inference.objects.unfinished().filter(build=OuterRef("pk")))
+    unused = Build.objects.filter(Exists(newer) | ended, ~under_way, is_image_kept=True).select_related("submission")
+    return [build.submission.endpoint_name for build in unused if _remove_image(build)]
+
+
+def _remove_image(build: Build) -> bool:
+    """Remove it unless an equal one is in use; whether it is gone."""
+    Build.objects.filter(pk=build.pk).update(is_image_kept=False)
+    if Build.objects.filter(image=build.image, is_image_kept=True).exists():
+        return False
+    try:
+        sandboxes.by_name(build.sandbox).remove(build.image)
+    except SandboxError as error:
+        logger.warning("the image of %s stays for now: %s", build, error)
+        Build.objects.filter(pk=build.pk).update(is_image_kept=True)
+        return False
+    return True
+
+
 def sweep() -> None:
-    swept = [*sandboxes.sweep(RunningJobs()), *sweep_workdirs(RunningJobs())]
+    swept = [*sandboxes.sweep(RunningJobs()), *sweep_workdirs(RunningJobs()), *remove_unused_images()]
     if swept:
         logger.info("removed what was left over of %s", ", ".join(swept))

@@ -125,7 +125,7 @@ class Planner:
         self.datasets = list(task.datasets.all() if datasets is None else datasets)
         for row in self.datasets:
             row.task = task
-        builds = Build.objects.filter(submission__in=self.submissions)
+        builds = Build.objects.filter(submission__in=self.submissions).exclude(status=Build.Status.CANCELLED)
         inferences = Inference.objects.filter(submission__in=self.submissions, dataset__task=task)
         self.builds, _ = self._newest(builds, "submission_id")
         self.inferences, self.inference_runs = self._newest(inferences, "submission_id", "dataset_id")

@@ -165,7 +165,10 @@ def _cancel(submission: Submission) -> None:
         Scheduler(EvalServer(pk=name)).stop(submission)
     for scoring in submission.scorings.unfinished():
         scoring.cancel()
-    submission.advance(Submission.Status.CANCELLED, error_code="cancelled", error_detail="Cancelled on request.")
+    if submission.current_scores.exists() and not missing_datasets(submission):
+        submission.advance(Submission.Status.EVALUATED, reason="re-evaluation cancelled")  # its scores still stand
+    else:
+        submission.advance(Submission.Status.CANCELLED, error_code="cancelled", error_detail="Cancelled on request.")
 
 
 def _tell_owner(submission: Submission, jobs: list[Job]) -> None:

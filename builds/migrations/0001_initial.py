@@ -37,6 +37,7 @@ class Migration(migrations.Migration):
                 ('sandbox', models.CharField(blank=True, max_length=10)),
                 ('model_server', models.CharField(blank=True, max_length=10)),
                 ('image', models.CharField(blank=True, max_length=80, verbose_name='image digest')),
+                ('is_image_kept', models.BooleanField(default=False, help_text='Off once the image was removed from its host.')),
                 ('mar_sha256', models.CharField(blank=True, max_length=64)),
                 ('holder', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='dynabench_site.clusterheartbeat')),
                 ('submission', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='builds', to='submissions.submission')),

@@ -120,10 +120,10 @@ class DockerSandbox:
     def sweep(self, live: Container[str]) -> list[str]:
         swept = set(folder.sweep_folders(live))
         with engine() as client:
-            for found in client.containers.list(all=True, filters={"label": JOB_LABEL}, ignore_removed=True):
-                if (job := folder.left_over(found.labels[JOB_LABEL], live)) is not None:
-                    remove(found)
-                    swept.add(job)
+            found = client.containers.list(all=True, filters={"label": JOB_LABEL}, ignore_removed=True)
+        for left in found:
+            if (job := folder.left_over(left.labels[JOB_LABEL], live)) is not None and swept_away(left.id):
+                swept.add(job)
         return sorted(swept)
 
 
@@ -268,6 +268,17 @@ def state(made: DockerContainer) -> dict[str, Any]:
 def kill(made: DockerContainer) -> None:
     if state(made)["Running"]:
         made.kill()
+
+
+def swept_away(container_id: str) -> bool:
+    """Whether the container is gone; one that the engine can't remove now must not keep the others."""
+    try:
+        with engine() as client:
+            remove(client.containers.get(container_id))
+    except SandboxError as error:
+        logger.warning("container %s is left for the next round: %s", container_id, error)
+        return False
+    return True
 
 
 def remove(made: DockerContainer) -> None:

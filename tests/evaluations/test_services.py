@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from builds import services as builds
 from builds.models import Build
 from dynabench_site.api import Conflict
 from dynabench_site.outbox import OutboxMail
@@ -9,6 +10,7 @@ from evaluations import services
 from evaluations.dataset_files import store_dataset_file
 from evaluations.models import CurrentScores, Inference, Score, Scoring
 from submissions.models import Submission
+from submissions.services import cancel
 from tasks_catalog.models import Dataset, TaskMetric
 from tests.conftest import EXAMPLES, in_cluster, jsonl, make_built, make_predictions, make_scores
 
@@ -192,6 +194,23 @@ def test_a_cancelled_submission_ends_with_its_jobs(submission, dataset):
     submission.refresh_from_db()
     assert submission.status == "cancelled"
     assert Inference.objects.get().status == "cancelled"
+
+
+@pytest.mark.parametrize("force", ["scores", "inference", "build"])
+def test_a_cancelled_re_evaluation_leaves_the_model_as_it_was(evaluated, force):
+    ask(force=force)
+    evaluated.refresh_from_db()
+    cancel(evaluated)
+
+    builds.sweep()
+    services.sweep()
+
+    evaluated.refresh_from_db()
+    assert (evaluated.status, evaluated.is_published, evaluated.cancel_requested) == ("evaluated", True, False)
+    assert not Build.objects.unfinished().exists()
+    assert not Inference.objects.unfinished().exists()
+    assert not Scoring.objects.unfinished().exists()
+    assert ask(force=force).submission_pks == [evaluated.pk], "and it can be asked for again"
 
 
 def test_a_retry_repeats_what_failed(submission, dataset):

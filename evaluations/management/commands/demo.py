@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from builds import sandboxes
 from dynabench_site.processes import Services, wait_for_signal
@@ -53,6 +56,7 @@ class Command(BaseCommand):
         for name, password in demo.make_accounts().items():
             self.console.print(f"  account {name}, password {password}")
         self.console.print(f"  all accounts: {settings.VAR / 'demo-accounts.txt'}")
+        self.console.print("Looking for a sandbox; the first time docker's base image is made, which takes a minute …")
         self.sandbox = sandboxes.choose(trusted=True)
         if self.sandbox.name == "process":
             self.console.print("  no docker, no bubblewrap: only the models that ship with the project will run here")
@@ -74,18 +78,26 @@ class Command(BaseCommand):
         return result
 
     def _follow(self, client: demo.Client, names: dict[int, str]) -> None:
+        """A table that changes, on a terminal; elsewhere a line for each change."""
         shown: dict[int, str] = {}
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline:
-            states = {pk: client.mine("GET", f"/api/v1/submissions/{pk}/") for pk in names}
-            for pk, state in states.items():
-                if shown.get(pk) != (line := f"{names[pk]}: {_status(state)}"):
-                    shown[pk] = line
-                    seconds = time.monotonic() - self.started
-                    self.console.print(f"  {seconds:5.1f} s  {line}", markup=False, soft_wrap=True)
-            if all(state["status"] in FINAL for state in states.values()):
-                return
-            time.sleep(POLL_SECONDS)
+        with Live(console=self.console, auto_refresh=False) if self.console.is_terminal else nullcontext() as live:
+            while time.monotonic() < deadline:
+                states = {pk: client.mine("GET", f"/api/v1/submissions/{pk}/") for pk in names}
+                lines = {pk: f"{names[pk]}: {_status(state)}" for pk, state in states.items()}
+                if live:
+                    live.update(Text("\n".join(lines.values())), refresh=True)
+                else:
+                    self._print_changes(lines, shown)
+                if all(state["status"] in FINAL for state in states.values()):
+                    return
+                time.sleep(POLL_SECONDS)
+
+    def _print_changes(self, lines: dict[int, str], shown: dict[int, str]) -> None:
+        for pk, line in lines.items():
+            if shown.get(pk) != line:
+                shown[pk] = line
+                self.console.print(f"  {time.monotonic() - self.started:5.1f} s  {line}", markup=False, soft_wrap=True)
 
     def _show_board(self, code: str, board: dict[str, Any]) -> None:
         table = Table(title=f"Leaderboard of {code}", title_justify="left")
