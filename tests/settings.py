@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 
-os.environ.setdefault("DYNABENCH_VAR", tempfile.mkdtemp(prefix="dynabench-test-"))
+if "DYNABENCH_VAR" not in os.environ:
+    os.environ["DYNABENCH_VAR"] = tempfile.mkdtemp(prefix="dynabench-test-")
+    atexit.register(shutil.rmtree, os.environ["DYNABENCH_VAR"], ignore_errors=True)
 
 from dynabench_site.settings import *  # noqa: E402, F403
 
