@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
 
 from django.contrib.auth.models import User
 from django.db import transaction
@@ -15,6 +14,7 @@ from django.utils import timezone
 
 from dynabench_site import queue
 from dynabench_site.api import ApiError, Conflict
+from submissions.archives import Manifest
 from submissions.models import MAX_NAME, MODEL_NAME, Submission, SubmissionLock
 from tasks_catalog.models import Task
 
@@ -59,19 +59,25 @@ def reserve(*, owner: User, task: Task, name: str) -> Submission:
         return Submission.objects.create(owner=owner, task=task, name=name)
 
 
-def accept(submission: Submission, *, size: int, sha256: str, setup_config: dict[str, Any]) -> Submission:
-    """The bytes are stored and checked: ask for the build; a repetition of a recent upload is that upload.
+def accept(submission: Submission, manifest: Manifest, *, size: int, sha256: str) -> Submission:
+    """The bytes are stored and checked: ask for the build; a project that was sent just now is that upload.
 
     Raises ApiError when the slot was for a repetition only and this is none; the upload is then to be discarded.
     """
     owner, task = submission.owner, submission.task
     with _locked(owner, task):
-        same = Submission.objects.filter(owner=owner, task=task, name=submission.name, sha256=sha256)
+        digest = manifest.content_digest
+        same = Submission.objects.filter(owner=owner, task=task, name=submission.name, content_digest=digest)
         first = _recent(same).exclude(pk=submission.pk).order_by("pk").first()
         if first is None:
             _require_slot(owner, task, but=submission)
             submission.advance(
-                Submission.Status.UPLOADED, size=size, sha256=sha256, setup_config=setup_config, touched_at=Now()
+                Submission.Status.UPLOADED,
+                size=size,
+                sha256=sha256,
+                content_digest=digest,
+                setup_config=manifest.setup_config,
+                touched_at=Now(),
             )
             queue.send(queue.BUILD_SUBMISSION, submission.pk, cluster=queue.BUILD_CLUSTER)
             return submission

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import posixpath
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -28,14 +29,20 @@ from submissions.tarballs import (
     too_many_members,
 )
 
+DIGEST_BYTES = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An accepted archive: number of files, their bytes once unpacked, and `setup_config` with normalised paths."""
+    """An accepted archive: number of files, their bytes once unpacked, and `setup_config` with normalised paths.
+
+    `content_digest` is of names, modes and contents: a project that is packed again has the same.
+    """
 
     files: int
     size: int
     setup_config: dict[str, Any]
+    content_digest: str
 
 
 class Nowhere:
@@ -91,6 +98,7 @@ class Reading:
         self._target, self._config_name, self._limits = target, config_name(model_name), limits
         self._config: bytes | None = None
         self._files: dict[str, Member] = {}
+        self._digests: dict[str, str] = {}
         self._links: list[Member] = []
         self._folders = {""}
         self._taken: dict[str, str] = {}  # a name as a careless file system sees it: the name
@@ -106,7 +114,7 @@ class Reading:
             raise ArchiveError("archive_no_setup_config", rule, self._config_name)
         sizes = {name: file.size for name, file in self._files.items()}
         config = check_setup_config(self._config, name=self._config_name, files=sizes, task_code=task_code)
-        return Manifest(len(sizes), sum(sizes.values()), config)
+        return Manifest(len(sizes), sum(sizes.values()), config, self._content_digest())
 
     def _accept(self, member: Member, tarball: Tarball) -> None:
         if member.kind == FOLDER:
@@ -141,7 +149,19 @@ class Reading:
         if file.name == self._config_name:
             contents = [self._take_config(file, contents)]
         self._files[file.name] = file
-        self._target.write(file.name, file.mode, contents)
+        self._target.write(file.name, file.mode, self._digested(file.name, contents))
+
+    def _digested(self, name: str, contents: Iterable[bytes]) -> Iterator[bytes]:
+        digest = blake2b(digest_size=DIGEST_BYTES)
+        for piece in contents:
+            digest.update(piece)
+            yield piece
+        self._digests[name] = digest.hexdigest()
+
+    def _content_digest(self) -> str:
+        """Not of the archive's own bytes: tar writes down when a folder was last touched."""
+        lines = (f"{name}\0{self._files[name].mode:o}\0{digest}\n" for name, digest in sorted(self._digests.items()))
+        return blake2b("".join(lines).encode("utf-8", "surrogateescape"), digest_size=DIGEST_BYTES).hexdigest()
 
     def _take_config(self, file: Member, contents: Iterable[bytes]) -> bytes:
         if file.size > CONFIG_MAX_BYTES:
@@ -163,6 +183,7 @@ class Reading:
             if size > self._limits.expanded:
                 raise expands_too_far(self._limits)
             self._files[link.name] = replace(source, name=link.name)
+            self._digests[link.name] = self._digests[source.name]
             self._target.copy(source.name, link.name, source.mode)
 
 

@@ -161,10 +161,9 @@ def _store(upload: UploadStream, submission: Submission) -> Submission:
     with Checker(model_name=submission.name, task_code=task.code) as checker:
         arrival = Arrival(upload.chunks, submission, checker)
         task.storage().save(submission.archive_key, File(io.BufferedReader(arrival, READ_BYTES)))
-        setup_config = checker.verdict().setup_config
+        manifest = checker.verdict()
     arrival.touch()
-    sha256 = arrival.sha256.hexdigest()
-    return services.accept(submission, size=arrival.size, sha256=sha256, setup_config=setup_config)
+    return services.accept(submission, manifest, size=arrival.size, sha256=arrival.sha256.hexdigest())
 
 
 def _check_length(request: HttpRequest, max_bytes: int) -> None:

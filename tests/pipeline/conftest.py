@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from django.db import connection
 
 from examples.pack import EXAMPLES, archive_bytes
 from submissions import services
+from submissions.archives import check
 from submissions.models import Submission
 from tasks_catalog.models import Task
 
@@ -101,9 +103,8 @@ def send(owner: User, task: Task, archive: bytes, name: str) -> Submission:
     """Accept an archive as the upload does once it has been checked."""
     submission = services.reserve(owner=owner, task=task, name=name)
     task.storage().save(submission.archive_key, ContentFile(archive))
-    setup = {"checkpoint": "checkpoint.json"}
-    sha256 = hashlib.sha256(archive).hexdigest()
-    return services.accept(submission, size=len(archive), sha256=sha256, setup_config=setup)
+    manifest = check(io.BytesIO(archive), model_name=name, task_code=task.code)
+    return services.accept(submission, manifest, size=len(archive), sha256=hashlib.sha256(archive).hexdigest())
 
 
 def trivial_archive(name: str, folder: Path) -> bytes:

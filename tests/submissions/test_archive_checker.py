@@ -111,6 +111,7 @@ def run(*paths, archive=b""):
 def test_the_command_answers_with_a_verdict():
     code, verdict = run(archive=GOOD)
 
+    assert len(verdict.pop("content_digest")) == 64
     assert (code, verdict) == (0, {"ok": True, "files": 3, "size": verdict["size"], "setup_config": CONFIG})
 
 

@@ -281,8 +281,39 @@ def test_a_good_archive_is_accepted_and_extracted_byte_for_byte(case, maker, tmp
 
     wanted = tree(tmp_path / "project")
     assert tree(tmp_path / "new") == wanted
-    assert manifest == Manifest(len(wanted), sum(map(len, wanted.values())), CONFIG)
+    assert manifest == Manifest(len(wanted), sum(map(len, wanted.values())), CONFIG, manifest.content_digest)
     assert check(io.BytesIO(source.read_bytes()), **WANTED) == manifest
+
+
+def digest_of(root: Path, maker: str = "gnu") -> str:
+    return check(io.BytesIO(MAKERS[maker](root)), **WANTED).content_digest
+
+
+def test_a_project_that_is_packed_again_has_the_same_content_digest(tmp_path):
+    write_project(tmp_path / "project")
+    first = digest_of(tmp_path / "project")
+    os.utime(tmp_path / "project", (1, 1))
+
+    assert [digest_of(tmp_path / "project", maker) for maker in MAKERS] == [first] * len(MAKERS)
+
+
+@pytest.mark.parametrize("change", ["contents", "name", "mode", "one more"])
+def test_a_project_that_was_changed_has_another_content_digest(tmp_path, change):
+    write_project(tmp_path / "project")
+    first, handler = digest_of(tmp_path / "project"), tmp_path / "project" / "handler.py"
+
+    if change == "contents":
+        handler.write_text(handler.read_text() + "#")
+    elif change == "mode":
+        handler.chmod(0o755)
+    elif change == "name":
+        (tmp_path / "project" / "a").write_text("x")
+        first = digest_of(tmp_path / "project")
+        (tmp_path / "project" / "a").rename(tmp_path / "project" / "b")
+    else:
+        (tmp_path / "project" / "more").write_text("x")
+
+    assert digest_of(tmp_path / "project") != first
 
 
 @pytest.mark.parametrize("maker", ["gnu", "posix", "python pax"])
