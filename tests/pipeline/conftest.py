@@ -20,6 +20,7 @@ from django.contrib.auth.models import User
 from django.core.files.base import ContentFile
 from django.db import connection
 
+from dynabench_site.processes import die_with_parent
 from examples.pack import EXAMPLES, archive_bytes
 from submissions import services
 from submissions.archives import check
@@ -53,6 +54,7 @@ class ClusterProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=die_with_parent,
             )
         assert self.process.stdout
         assert self.process.stdout.readline() == f"cluster {self.name} ready\n".encode(), self.log.read_text()
