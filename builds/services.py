@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ from examples.pack import known_sha256
 from submissions.models import Submission
 from tasks_catalog.models import BuildConfig
 
-logger = logging.getLogger(__name__)
 DISK_PAUSE_SECONDS = 60
 SWEEP_BATCH = 50
 MIN_FREE_BYTES = 1 << 30
@@ -143,9 +141,8 @@ def sweep() -> None:
         build.cancel()  # here, because all workers may be busy; the one that holds it is interrupted
     early = [Submission.Status.UPLOADED, Submission.Status.BUILDING]
     ended = Build.objects.exclude(status__in=[Build.Status.QUEUED, Build.Status.RUNNING])
-    for build in ended.filter(submission__status__in=early).select_related("submission__task__build_config")[
-        :SWEEP_BATCH
-    ]:
+    ended = ended.filter(submission__status__in=early).select_related("submission__task__build_config")
+    for build in ended[:SWEEP_BATCH]:
         if build == Build.newest(build.submission):
             settle(build)
     due = Build.objects.due().order_by("pk").values_list("submission_id", flat=True)

@@ -19,12 +19,6 @@ LEFTOVERS_SECONDS = 300
 CLEAR_SECONDS = 3
 
 
-def sweep() -> None:
-    """One round; running it twice, or in two clusters at once, changes nothing more."""
-    for step in _steps():
-        step()
-
-
 def clear_leftovers() -> None:
     """Once more before the cluster ends: what its workers ran outside of them must not outlive it."""
     rounds = Rounds("leftovers", map(import_string, queue.SLOW_SWEEPS), LEFTOVERS_SECONDS)
@@ -34,6 +28,7 @@ def clear_leftovers() -> None:
 
 
 def _steps() -> list[Callable[[], object]]:
+    """One sweep; doing it twice, or in two clusters at once, changes nothing more."""
     return [*(partial(jobs.free_lost, model) for model in jobs.all_models()), *map(import_string, queue.SWEEPS)]
 
 

@@ -117,8 +117,8 @@ def run_scorings(eval_server: EvalServer) -> None:
 
 def _wake(message: str, eval_server: EvalServer, model: type[Job], *, more_than: int = 0) -> None:
     due = model.objects.due().filter(cluster=eval_server.pk)[: more_than + 1].count()
-    if due > more_than and queue.is_silent(eval_server.pk):
-        queue.send(message, eval_server.pk, cluster=eval_server.pk)
+    if due > more_than:
+        queue.ring_again(message, [eval_server.pk], cluster=eval_server.pk)
 
 
 def settle(submission: Submission) -> None:

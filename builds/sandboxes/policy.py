@@ -74,7 +74,6 @@ class SandboxPolicy:
 
 
 INSTALL = SandboxPolicy(memory_mb=8192, pids=1024, disk_mb=30_720)
-SERVE = SandboxPolicy()
 
 
 class CappedLog:
