@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from builds.requirements import FetchError
 from builds.sandboxes.policy import NoSandbox, SandboxError, SandboxUnavailable
-from dynabench_site.jobs import JobStumbled, NotYet
+from dynabench_site.faults import NotYet
+from dynabench_site.jobs import JobStumbled
 
 PAUSE_SECONDS = 60
 

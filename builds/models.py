@@ -27,6 +27,8 @@ class Build(Job):
     model_server = models.CharField(max_length=10, blank=True)
     image = models.CharField("image digest", max_length=80, blank=True)
     is_image_kept = models.BooleanField(default=False, help_text="Off once the image was removed from its host.")
+    image_uri = models.CharField(max_length=300, blank=True, help_text="Where other hosts get it, by its digest.")
+    is_deployed = models.BooleanField(default=False, help_text="On while anything of it may exist outside its host.")
     mar_sha256 = models.CharField(max_length=64, blank=True)
 
     objects = BuildQuerySet.as_manager()
@@ -37,6 +39,13 @@ class Build(Job):
 
     def __str__(self) -> str:
         return f"build {self.run} of {self.submission}"
+
+    @property
+    def name(self) -> str:
+        """Its name outside the database, made from ids; a rebuild has one of its own (at most 63 characters)."""
+        if self.run == 1:
+            return self.submission.endpoint_name
+        return f"ts{self.submission_id}-r{self.run}-{self.submission.name}"[:63].rstrip("-")
 
     @classmethod
     def newest(cls, submission: Submission) -> Build | None:
@@ -70,3 +79,28 @@ class BuildStep(models.Model):
     @property
     def has_failed(self) -> bool:
         return self.exit_code not in {None, 0}
+
+
+class Endpoint(Job):
+    """A build that answers single examples on a machine of its own; *succeeded* means that it does."""
+
+    TRANSITIONS = Job.TRANSITIONS | {
+        Job.Status.SUCCEEDED: {Job.Status.CANCELLED, Job.Status.QUEUED},
+        Job.Status.CANCELLED: {Job.Status.QUEUED},
+    }
+
+    build = models.OneToOneField(Build, on_delete=models.CASCADE, related_name="endpoint")
+    is_deployed = models.BooleanField(default=False, help_text="On while it may exist, and cost.")
+
+    objects = JobQuerySet.as_manager()
+
+    def __str__(self) -> str:
+        return f"endpoint {self.name}"
+
+    @property
+    def name(self) -> str:
+        return self.build.name
+
+    @property
+    def event_submission_pk(self) -> int:
+        return self.build.submission_id

@@ -15,6 +15,7 @@ from django.db import DatabaseError, connection, models, transaction
 from django.db.models.functions import Now
 
 from dynabench_site import clusters
+from dynabench_site.faults import NotYet
 from dynabench_site.interrupts import interruptible
 from dynabench_site.state import Stateful
 
@@ -45,14 +46,6 @@ class JobStumbled(Exception):
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
         self.code, self.detail = code, detail
-
-
-class NotYet(Exception):
-    """Something that the work needs isn't there: step back for some seconds, without spending the attempt."""
-
-    def __init__(self, reason: str, seconds: float) -> None:
-        super().__init__(reason)
-        self.reason, self.seconds = reason, seconds
 
 
 class CancelRequested(Exception):
@@ -119,6 +112,7 @@ class Job(Stateful):
         clusters.ClusterHeartbeat, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
     not_before = models.DateTimeField(null=True, blank=True)
+    waits = models.PositiveSmallIntegerField(default=0, help_text="In a row, for what is not there.")
     waiting_for = models.CharField(max_length=255, blank=True)
     error_code = models.CharField(max_length=50, blank=True)
     error_detail = models.TextField(blank=True)
@@ -169,7 +163,7 @@ class Job(Stateful):
     def advance(self, target: str, *, reason: str = "", **fields: Any) -> None:
         """Move a job that this worker holds; raises LeaseLost when it no longer does."""
         if target not in {self.Status.QUEUED, self.Status.RUNNING}:
-            fields.setdefault("finished_at", Now())
+            fields = {"finished_at": Now(), "waits": 0, **fields}
         token, by = self.lease_token, str(clusters.current() or "")
         fence = models.Q(lease_token=token)
         if not self.move(self.Status.RUNNING, target, fence=fence, reason=reason, by=by, lease_until=None, **fields):
@@ -200,7 +194,7 @@ class Job(Stateful):
             attempts=models.F("attempts") - 1,
             not_before=in_seconds(seconds),
             waiting_for=reason[:255],
-            **fields,
+            **{"waits": 0, **fields},
         )
 
     def save_progress(self, **fields: Any) -> None:
@@ -281,7 +275,7 @@ def _work(job: Job, do: Callable[[], None]) -> None:
     except JobStumbled as error:
         job.stumble(error.code, error.detail)
     except NotYet as error:
-        job.wait(error.reason, error.seconds)
+        job.wait(error.reason, error.pause(job.waits), waits=models.F("waits") + 1)
     except CancelRequested:
         job.advance(job.Status.CANCELLED, reason="cancelled")
     except LeaseLost:

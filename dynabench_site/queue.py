@@ -12,13 +12,16 @@ from django.db import transaction
 from django_q.brokers import get_broker
 from django_q.tasks import async_task
 
+from dynabench_site.faults import NotYet
+
 logger = logging.getLogger(__name__)
 
 BUILD_SUBMISSION = "builds.tasks.build_submission"
+DEPLOY_ENDPOINT = "builds.tasks.deploy_endpoint"
 EVALUATE_SUBMISSION = "evaluations.tasks.evaluate_submission"
 RUN_INFERENCES = "evaluations.tasks.run_inferences"
 RUN_SCORINGS = "evaluations.tasks.run_scorings"
-MESSAGES = (BUILD_SUBMISSION, EVALUATE_SUBMISSION, RUN_INFERENCES, RUN_SCORINGS)
+MESSAGES = (BUILD_SUBMISSION, DEPLOY_ENDPOINT, EVALUATE_SUBMISSION, RUN_INFERENCES, RUN_SCORINGS)
 
 # What each stage makes good by itself: rows that should exist, statuses that should have followed.
 SWEEPS = ("submissions.services.sweep", "builds.services.sweep", "evaluations.services.sweep")
@@ -56,5 +59,5 @@ def ring_again(message: str, pks: Iterable[int | str], *, cluster: str) -> None:
 def _ring(message: str, pk: int | str, cluster: str) -> None:
     try:
         async_task(message, pk, cluster=queue_name(cluster))
-    except (DatabaseError, OSError):
+    except (DatabaseError, OSError, NotYet):
         logger.exception("could not ring %s for %s %s", cluster, message, pk)

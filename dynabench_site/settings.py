@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
 
 from dynabench_site.env import database, env_bool, env_int, env_secret, env_str, mail
 
@@ -22,8 +25,28 @@ CSRF_TRUSTED_ORIGINS = [BASE_URL]
 
 AWS_REGION = env_str("DYNABENCH_AWS_REGION", "us-west-1")
 S3_BUCKET = env_str("DYNABENCH_S3_BUCKET", "sagemaker-{region}")
-STORAGE_FOR = "tasks_catalog.backends.local.storage_for"
-INFERENCE_RUNNER = "evaluations.backends.local.LocalRunner"
+SAGEMAKER_ROLE = env_str("DYNABENCH_SAGEMAKER_ROLE")
+# What a profile is: the classes behind files, queue, images and inference. No other line asks which one it is.
+PROFILES: dict[str, dict[str, Any]] = {
+    "embedded": {
+        "STORAGE_FOR": "tasks_catalog.backends.local.storage_for",
+        "BROKER": {"orm": "default"},
+        "DEPLOYER": "builds.backends.local.LocalDeployer",
+        "INFERENCE_RUNNER": "evaluations.backends.local.LocalRunner",
+        "MODEL_SERVER": "asgi",
+    },
+    "production": {
+        "STORAGE_FOR": "tasks_catalog.backends.aws.storage_for",
+        "BROKER": {"broker_class": "dynabench_site.backends.aws.SqsBroker"},
+        "DEPLOYER": "builds.backends.aws.AwsDeployer",
+        "INFERENCE_RUNNER": "evaluations.backends.sagemaker.SageMakerRunner",
+        "MODEL_SERVER": "torchserve",
+    },
+}
+PROFILE = env_str("DYNABENCH_PROFILE") or "embedded"
+if PROFILE not in PROFILES:
+    raise ImproperlyConfigured(f"DYNABENCH_PROFILE is {PROFILE!r}: it is one of {', '.join(PROFILES)}.")
+globals().update(PROFILES[PROFILE])
 
 SANDBOX = env_str("DYNABENCH_SANDBOX")
 ALLOW_UNSANDBOXED = env_bool("DYNABENCH_ALLOW_UNSANDBOXED")
@@ -41,7 +64,7 @@ MAX_DEADLINE_SECONDS = 24 * 3600
 QUEUE_PREFIX = env_str("DYNABENCH_QUEUE_PREFIX", "dynabench")
 Q_CLUSTER = {
     "name": QUEUE_PREFIX,
-    "orm": "default",
+    **PROFILES[PROFILE]["BROKER"],
     "poll": 0.1,
     "guard_cycle": 0.5,
     "bulk": 1,

@@ -13,6 +13,7 @@ from dynabench_site import jobs
 from evaluations.datasets import DatasetError, Label, PredictionsError, dataset_class
 from evaluations.models import CurrentScores, Inference, Score, Scoring
 from tasks_catalog import metrics
+from tasks_catalog.files import opened
 from tasks_catalog.models import Dataset, TaskMetric
 
 DEADLINE_SECONDS = 3600
@@ -121,13 +122,14 @@ def _base_inference(scoring: Scoring, base_dataset: Dataset) -> Inference:
 
 
 def _read_labels(dataset: Dataset) -> dict[str, Label]:
-    with dataset.task.storage().open(dataset.labels_key) as source:
+    with opened(dataset.task.storage(), dataset.labels_keys, sha256=dataset.labels_sha256) as source:
         return dataset_class(dataset.format).read_labels(source, dataset.task.format)
 
 
 def _read_predictions(inference: Inference, labels: dict[str, Label]) -> dict[str, Any]:
     dataset = inference.dataset
-    with dataset.task.storage().open(inference.predictions_key) as source:
+    keys, sha256 = inference.predictions_keys, inference.predictions_sha256
+    with opened(dataset.task.storage(), keys, sha256=sha256) as source:
         return dataset_class(dataset.format).read_predictions(source, dataset.task.format, labels.keys())
 
 

@@ -24,7 +24,7 @@ def store_dataset_file(dataset: Dataset, source: BinaryIO) -> Summary:
     with tempfile.TemporaryFile(dir=settings.VAR) as inputs, tempfile.TemporaryFile(dir=settings.VAR) as labels:
         summary = reader.split_upload(source, task.format, inputs, labels)
         storage = task.storage()
-        for key, part in ((dataset.inputs_key, inputs), (dataset.labels_key, labels)):
+        for (key,), part in ((dataset.inputs_keys, inputs), (dataset.labels_keys, labels)):
             part.seek(0)
             storage.save(key, File(part))
     with transaction.atomic():

@@ -166,11 +166,12 @@ def _referenced_files() -> Iterator[tuple[Model, Task, str]]:
     for submission in kept.select_related("task__build_config"):
         yield submission, submission.task, submission.archive_key
     for dataset in Dataset.objects.exclude(inputs_sha256="").select_related("task__build_config"):
-        yield dataset, dataset.task, dataset.inputs_key
-        yield dataset, dataset.task, dataset.labels_key
+        for key in [*dataset.inputs_keys, *dataset.labels_keys]:
+            yield dataset, dataset.task, key
     succeeded = Inference.objects.filter(status=Job.Status.SUCCEEDED, submission__in=kept)
-    for inference in succeeded.select_related("dataset", "submission__task__build_config"):
-        yield inference, inference.submission.task, inference.predictions_key
+    for inference in succeeded.select_related("build", "dataset", "submission__task__build_config"):
+        for key in inference.predictions_keys:
+            yield inference, inference.submission.task, key
 
 
 def jobs_are_held_by_their_cluster() -> Iterator[Finding]:

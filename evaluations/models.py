@@ -23,11 +23,15 @@ class Inference(Job):
     run = models.PositiveSmallIntegerField(default=1, help_text="Counts forced repetitions.")
     inputs_sha256 = models.CharField(max_length=64)
     limits = models.JSONField(default=dict, help_text="Deadline in seconds and memory in MiB it ran under.")
-    handle = models.CharField(max_length=100, blank=True, help_text="The runner's name for it.")
+    nth = models.PositiveSmallIntegerField(default=1, help_text="Counts the inferences of its build on its dataset.")
+    tries = models.PositiveSmallIntegerField(default=0, help_text="Runs that ended without an answer.")
+    handle = models.CharField(max_length=100, blank=True, help_text="The runner's name for it, while it may run.")
+    link = models.URLField(max_length=300, blank=True, help_text="Where the runner shows it.")
     predictions_sha256 = models.CharField(max_length=64, blank=True)
     examples = models.PositiveIntegerField(default=0)
     seconds = models.FloatField(null=True, help_text="From the first example to the last answer, without start-up.")
     peak_memory_bytes = models.BigIntegerField(null=True)
+    cost = models.DecimalField(max_digits=12, decimal_places=6, null=True, help_text="US$, where a price is known.")
 
     objects = JobQuerySet.as_manager()
 
@@ -46,12 +50,16 @@ class Inference(Job):
     @property
     def name(self) -> str:
         """Its name outside the database, made from ids: creating it again finds the same."""
-        return f"ts{self.submission_id}-i{self.pk}"
+        return f"ts{self.submission_id}-i{self.pk}-r{self.tries}"
 
     @property
-    def predictions_key(self) -> str:
-        folder = f"predictions/{self.submission.endpoint_name}/raw/{self.submission.task.code}"
-        return f"{folder}/{self.dataset.full_name}-i{self.pk}.jsonl.out"
+    def predictions_folder(self) -> str:
+        folder = f"predictions/{self.build.name}/raw/{self.submission.task.code}/"
+        return folder if self.nth == 1 else f"{folder}{self.nth}/"
+
+    @property
+    def predictions_keys(self) -> list[str]:
+        return [f"{self.predictions_folder}{name}.out" for name in self.dataset.file_names]
 
 
 class Scoring(Job):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from builds.models import Build
+from evaluations.backends import runner
 from evaluations.models import Inference, Scoring
 from submissions.models import Submission
 from tasks_catalog.models import BuildConfig, Dataset, Task, TaskMetric
@@ -28,7 +29,7 @@ def wanted_inference(build: Build, dataset: Dataset, config: BuildConfig) -> Inf
 
     The run of the build counts too: whoever asks for a rebuild asks for what follows, even from equal bytes.
     """
-    limits = {"deadline_seconds": config.deadline_seconds(dataset.examples), "memory_mb": config.memory_mb}
+    limits = runner().limits(config, dataset.examples)
     return Inference(
         submission_id=build.submission_id,
         build=build,
@@ -158,6 +159,7 @@ class Planner:
         found = self.inferences.get((build.submission_id, dataset.pk))
         if found is None or _is_stale(found, wanted, force == "inference"):
             wanted.run = 1 + self.inference_runs.get((build.submission_id, dataset.pk, wanted.fingerprint), 0)
+            wanted.nth = 1 + (found.nth if found and found.build_id == build.pk else 0)
             plan.inferences.append(wanted)
             plan.superseded += [found] if found and not found.is_finished else []
         elif found.status == Inference.Status.DEAD:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from django.conf import settings
 from django.db import transaction
+from django.db.models import F, Q
 
 from dynabench_site import jobs
 from evaluations.backends import Outcome, runner
@@ -12,8 +14,9 @@ from evaluations.models import Inference
 from submissions.models import Submission
 from tasks_catalog.models import EvalServer
 
-POLL_SECONDS = 15
 MARGIN_SECONDS = 60
+# What counts for the cap: a worker is at it, or its run goes on elsewhere.
+IN_FLIGHT = Q(status=Inference.Status.RUNNING) | ~Q(handle="")
 
 
 class Scheduler:
@@ -26,11 +29,13 @@ class Scheduler:
 
     @transaction.atomic
     def submit(self) -> Inference | None:
-        """The next inference, claimed; None when there is none or the cap is reached."""
+        """The next inference, claimed: one that was started is looked at first; a new one only below the cap."""
         EvalServer.objects.select_for_update().get(pk=self.eval_server.pk)  # one scheduler counts at a time
-        if self.jobs.running().count() >= self.eval_server.max_inferences:
-            return None
-        return jobs.claim_next(self.jobs.select_related("submission__task__build_config", "dataset__task", "build"))
+        rows = self.jobs.select_related("submission__task__build_config", "dataset__task", "build__submission")
+        started = jobs.claim_next(rows.exclude(handle=""))
+        if started or self.jobs.unfinished().filter(IN_FLIGHT).count() >= self.eval_server.max_inferences:
+            return started
+        return jobs.claim_next(rows.filter(handle=""))
 
     def run(self, inference: Inference) -> None:
         """Start a claimed inference, or look again at one that was started."""
@@ -38,15 +43,19 @@ class Scheduler:
         jobs.work(inference, partial(self._advance, inference), deadline_seconds=deadline)
 
     def _advance(self, inference: Inference) -> None:
-        handle = self.runner.start(inference)
-        inference.save_progress(handle=handle)
-        self.update_status(inference, self.runner.poll(handle))
+        inference.handle = self.runner.start(inference)
+        inference.save_progress(handle=inference.handle, link=self.runner.link(inference))
+        self.update_status(inference, self.runner.poll(inference))
 
     def update_status(self, inference: Inference, outcome: Outcome) -> None:
         """Write down how a claimed inference goes."""
         if outcome.state == "running":
-            inference.wait("the batch transform job, which is running", POLL_SECONDS)
-        elif outcome.state == "failed":
+            pause = settings.LEASE_SECONDS / 2
+            inference.wait(outcome.detail or "the batch transform job, which is running", pause)
+        elif outcome.state in {"failed", "lost"}:
+            inference.save_progress(handle="", tries=F("tries") + 1)  # or the next try would find this run
+            if outcome.state == "lost":
+                raise jobs.JobStumbled(outcome.code, outcome.detail)
             raise jobs.JobFailed(outcome.code, outcome.detail)
         else:
             inference.advance(
@@ -55,11 +64,19 @@ class Scheduler:
                 examples=outcome.examples,
                 seconds=outcome.seconds,
                 peak_memory_bytes=outcome.peak_memory_bytes,
+                cost=outcome.cost,
+                handle="",
             )
 
     def stop(self, submission: Submission) -> None:
-        """End what is queued or running for a submission."""
+        """End what is queued or running for a submission; what runs elsewhere ends with the next sweep."""
         for inference in self.jobs.unfinished().filter(submission=submission):
-            if inference.handle:
-                self.runner.stop(inference.handle)
             inference.cancel(by="stop")
+
+    def end_runs(self) -> None:
+        """End the runs of inferences that were cancelled or given up, here or on an eval server that is no more."""
+        ended = Inference.objects.exclude(handle="")
+        ended = ended.exclude(status__in=[Inference.Status.QUEUED, Inference.Status.RUNNING])
+        for inference in ended.select_related("submission__task__build_config", "build__submission", "dataset"):
+            self.runner.stop(inference)
+            ended.filter(pk=inference.pk).update(handle="", tries=F("tries") + 1)

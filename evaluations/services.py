@@ -12,6 +12,7 @@ from builds import services as builds
 from builds.models import Build
 from dynabench_site import queue
 from dynabench_site.api import Conflict
+from dynabench_site.clusters import current
 from dynabench_site.jobs import Job, claim_next
 from dynabench_site.outbox import write_mail
 from evaluations.computer import Computer
@@ -237,6 +238,8 @@ def sweep() -> None:
     idle = Q(cancel_requested=True) | ~(Exists(_unfinished(Inference)) | Exists(_unfinished(Scoring)))
     for submission in Submission.objects.filter(idle, status=Submission.Status.EVALUATING).order_by("pk")[:SWEEP_BATCH]:
         evaluate_submission(submission)
+    if (instance := current()) and instance.name != queue.BUILD_CLUSTER:
+        Scheduler(EvalServer(pk=instance.name)).end_runs()
     for message, model in MESSAGES:
         for name in model.objects.due().order_by("cluster").values_list("cluster", flat=True).distinct():
             queue.ring_again(message, [name], cluster=name)

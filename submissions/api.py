@@ -80,7 +80,7 @@ def task_fields(task: Task) -> dict[str, Any]:
         "settings_json": json.dumps(limits),
         **limits,
         "submitable": task.submitable,
-        "instance_type": config.instance_type,
+        "instance_type": config.instance_type_id,
         "instance_count": config.instance_count,
         "aws_region": config.aws_region,
         "create_endpoint": config.create_endpoint,

@@ -29,8 +29,49 @@ RESERVED_TASK_CODES = {"submitable", "upload", "owners"}
 SERVER_CONFIG_VALUE = (str, bool, int)
 
 
+DEFAULT_INSTANCE = "ml.m5.2xlarge"
+
+
 def main_region() -> str:
     return settings.AWS_REGION
+
+
+class InstanceType(models.Model):
+    """A kind of machine that models run on in production."""
+
+    name = models.CharField(
+        primary_key=True,
+        max_length=40,
+        validators=[RegexValidator(r"^ml\.[a-z0-9-]+\.[a-z0-9]+$", "A type is written like ml.m5.2xlarge.")],
+        help_text="As SageMaker writes it. The name can't be changed afterwards.",
+    )
+    vcpus = models.PositiveSmallIntegerField("vCPUs", validators=[MinValueValidator(1)])
+    memory_gib = models.FloatField(
+        "memory (GiB)", validators=[MinValueValidator(0.5)], help_text="The memory metric counts down from it."
+    )
+    gpus = models.PositiveSmallIntegerField("GPUs", default=0)
+    price_per_hour = models.DecimalField(
+        "US$ an hour",
+        max_digits=8,
+        decimal_places=4,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0)],
+        help_text="What your region charges. Blank: costs are not shown. Change it when AWS does; costs so far stay.",
+    )
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def described(self) -> str:
+        """What staff choose by."""
+        gpus = f", {self.gpus} GPU" if self.gpus else ""
+        price = f", US$ {self.price_per_hour.normalize():f} an hour" if self.price_per_hour is not None else ""
+        return f"{self.name}: {self.vcpus} vCPU, {self.memory_gib:g} GiB{gpus}{price}"
 
 
 class EvalServer(models.Model):
@@ -168,6 +209,11 @@ class BuildConfig(models.Model):
     class ModelServer(models.TextChoices):
         DEFAULT = "", "the profile's default"
         ASGI = "asgi", "asgi (small, starts at once)"
+        TORCHSERVE = "torchserve", "TorchServe 0.12 (Java and torch in the image)"
+
+    class BatchStrategy(models.TextChoices):
+        SINGLE = "SingleRecord", "one example a request"
+        MULTI = "MultiRecord", "as many examples a request as its size allows"
 
     task = models.OneToOneField(Task, on_delete=models.CASCADE, related_name="build_config")
     eval_server = models.ForeignKey(
@@ -182,13 +228,26 @@ class BuildConfig(models.Model):
         validators=[RegexValidator(r"^[a-z]{2}(-[a-z]+)+-\d$", "A region is written like us-west-1.")],
         help_text="Where the task's files, images and jobs live.",
     )
-    instance_type = models.CharField(
-        max_length=40,
-        default="ml.m5.2xlarge",
-        validators=[RegexValidator(r"^ml\.[a-z0-9-]+\.[a-z0-9]+$", "A type is written like ml.m5.2xlarge.")],
+    instance_type = models.ForeignKey(
+        InstanceType,
+        on_delete=models.PROTECT,
+        default=DEFAULT_INSTANCE,
+        db_column="instance_type",
         help_text="SageMaker instance for transform jobs and endpoints. Change it when models need more memory.",
     )
     instance_count = models.PositiveSmallIntegerField(default=1, validators=[MinValueValidator(1)])
+    batch_strategy = models.CharField(
+        max_length=12,
+        choices=BatchStrategy,
+        default=BatchStrategy.SINGLE,
+        help_text="How a transform job asks. Choose several examples a request when handlers answer line by line.",
+    )
+    max_payload_mb = models.PositiveSmallIntegerField(
+        "payload (MB)",
+        default=6,
+        validators=[MinValueValidator(1), MaxValueValidator(100)],
+        help_text="A request of a transform job has at most this size. Lower it when requests take too long.",
+    )
     gpu = models.BooleanField("GPU", default=False, help_text="On: images are made for a GPU instance.")
     create_endpoint = models.BooleanField(default=False, help_text="On: each model gets a live endpoint, which costs.")
     s3_bucket = models.CharField(
@@ -229,7 +288,7 @@ class BuildConfig(models.Model):
                 raise ValidationError(
                     {"torchserve_config": f"{key}: a name in small letters with text, true, false or a number."}
                 )
-        if self.gpu and not re.match(r"ml\.(p|g)\d", self.instance_type):
+        if self.gpu and self.instance_type_id and not self.instance_type.gpus:
             raise ValidationError({"gpu": f"{self.instance_type} has no GPU: choose an ml.p or ml.g instance."})
         if self.s3_bucket and not BUCKET.fullmatch(self.s3_bucket.replace("{region}", "r").replace("{account}", "a")):
             rule = "Small letters, digits, dots and hyphens; {region} and {account} are filled in."
@@ -362,6 +421,7 @@ class Dataset(models.Model):
     examples = models.PositiveIntegerField(default=0, editable=False)
     inputs_sha256 = models.CharField(max_length=64, blank=True, editable=False)
     labels_sha256 = models.CharField(max_length=64, blank=True, editable=False)
+    shards = models.JSONField(default=list, editable=False, help_text="Names of its parts; empty when it is one file.")
     created_at = models.DateTimeField(db_default=Now())
 
     objects = DatasetQuerySet.as_manager()
@@ -379,12 +439,23 @@ class Dataset(models.Model):
         return self.name if self.variant == self.Variant.BASE else f"{self.variant}-{self.name}"
 
     @property
-    def inputs_key(self) -> str:
-        return f"datasets/{self.task.code}/{self.full_name}.jsonl"
+    def file_names(self) -> list[str]:
+        """Its files' names, the same for inputs, labels and predictions: one for each shard."""
+        shards = [f"{self.full_name}-{shard}" for shard in self.shards] or [self.full_name]
+        return [f"{name}.jsonl" for name in shards]
 
     @property
-    def labels_key(self) -> str:
-        return f"labels/{self.task.code}/{self.full_name}.jsonl"
+    def inputs_keys(self) -> list[str]:
+        return [f"datasets/{self.task.code}/{name}" for name in self.file_names]
+
+    @property
+    def labels_keys(self) -> list[str]:
+        return [f"labels/{self.task.code}/{name}" for name in self.file_names]
+
+    @property
+    def inputs_prefix(self) -> str:
+        """What the keys of all its inputs begin with, and no other dataset's."""
+        return f"datasets/{self.task.code}/{self.full_name}-" if self.shards else self.inputs_keys[0]
 
     def base(self) -> Dataset | None:
         return self.task.datasets.filter(name=self.name, variant=self.Variant.BASE).first()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from evaluations.dataset_files import store_dataset_file
 from evaluations.models import Inference
 from evaluations.planning import wanted_inference, wanted_scoring
 from submissions.models import Submission
-from tasks_catalog.models import BuildConfig, Dataset, EvalServer, Task, TaskMetric
+from tasks_catalog.models import BuildConfig, Dataset, EvalServer, InstanceType, Task, TaskMetric
 
 os.environ["PATH"] += ":/usr/sbin:/sbin"  # where Debian keeps servers, and a user's shell does not look
 PARTS = {
@@ -85,7 +86,8 @@ def staff(eval_servers) -> User:
 
 @pytest.fixture
 def eval_servers(db) -> None:
-    """Those of the migration; tests with real transactions empty all tables."""
+    """Those of the migrations, and the kinds of machines; tests with real transactions empty all tables."""
+    InstanceType.objects.get_or_create(name="ml.m5.2xlarge", vcpus=8, memory_gib=32)
     for name in ("default", "flores101"):
         EvalServer.objects.get_or_create(name=name)
 
@@ -147,12 +149,12 @@ def make_predictions(build: Build, dataset: Dataset, answers: dict[str, str]) ->
     inference = submission.inferences.filter(fingerprint=wanted.fingerprint, dataset=dataset).first() or wanted
     inference.save()
     lines = jsonl([{"id": uid, "label": label} for uid, label in answers.items()])
-    submission.task.storage().save(inference.predictions_key, lines)
+    submission.task.storage().save(inference.predictions_keys[0], lines)
     with in_cluster("default"):
         assert inference.claim()
         inference.advance(
             Inference.Status.SUCCEEDED,
-            predictions_sha256="2" * 64,
+            predictions_sha256=hashlib.sha256(lines.getvalue()).hexdigest(),
             examples=len(answers),
             seconds=0.5,
             peak_memory_bytes=64 << 20,

@@ -30,7 +30,7 @@ from evaluations.models import Inference
 from evaluations.planning import Plan
 from evaluations.services import plan_evaluation, request_evaluation
 from submissions.models import Submission
-from tasks_catalog.models import BuildConfig, Dataset, EvalServer, Task, TaskMetric
+from tasks_catalog.models import BuildConfig, Dataset, EvalServer, InstanceType, Task, TaskMetric
 
 PLACES = {"aws_region", "s3_bucket"}
 LARGEST_NUMBER = 1_000_000
@@ -60,7 +60,10 @@ class BuildConfigInline(StaffMay, admin.StackedInline):
             },
         ),
         ("Build", {"fields": [("model_server", "build_minutes", "allow_sdists"), "torchserve_config"]}),
-        ("AWS", {"fields": [("aws_region", "s3_bucket", "create_endpoint")]}),
+        (
+            "AWS",
+            {"fields": [("aws_region", "s3_bucket", "create_endpoint"), ("batch_strategy", "max_payload_mb")]},
+        ),
     ]
 
 
@@ -72,6 +75,15 @@ class TaskMetricInline(StaffMay, admin.TabularInline):
     formfield_overrides = FIELD_RULES
     extra = 0
     min_num = 1
+
+
+@admin.register(InstanceType)
+class InstanceTypeAdmin(StaffMay, admin.ModelAdmin):
+    list_display = ["name", "vcpus", "memory_gib", "gpus", "price_per_hour"]
+    search_fields = ["name"]
+
+    def get_readonly_fields(self, request: HttpRequest, instance_type: InstanceType | None = None) -> list[str]:
+        return ["name"] if instance_type else []
 
 
 @admin.register(Task)

@@ -11,8 +11,9 @@ from django.core.exceptions import ValidationError
 
 from evaluations.datasets import FORMATS, DatasetError, dataset_class
 from tasks_catalog import metrics
+from tasks_catalog.files import opened
 from tasks_catalog.formats import parse
-from tasks_catalog.models import Dataset, TaskMetric
+from tasks_catalog.models import Dataset, InstanceType, TaskMetric
 
 EXAMPLE_FIELDS = """\
 context: []
@@ -51,7 +52,19 @@ class TaskForm(forms.ModelForm):
         return super().is_valid() and not self.is_only_shown
 
 
+class InstanceTypeField(forms.ModelChoiceField):
+    """Chosen by what it has and costs."""
+
+    default_error_messages = {"invalid_choice": "Choose one of the list, or add it first under Instance types."}
+
+    def label_from_instance(self, instance_type: InstanceType) -> str:
+        return instance_type.described
+
+
 class BuildConfigForm(forms.ModelForm):
+    class Meta:
+        field_classes = {"instance_type": InstanceTypeField}
+
     def has_changed(self) -> bool:
         """A new task gets its build config also when nobody touched the defaults."""
         return self.instance._state.adding or super().has_changed()
@@ -150,7 +163,7 @@ def _check_file(dataset: Dataset, file: BinaryIO) -> None:
         if dataset.variant == Dataset.Variant.BASE or base is None:
             return
         labels.seek(0)
-        with base.task.storage().open(base.labels_key) as source:
+        with opened(base.task.storage(), base.labels_keys, sha256=base.labels_sha256) as source:
             known = reader.read_labels(source, task_format)
         for number, (uid, label) in enumerate(reader.read_labels(labels, task_format).items(), start=1):
             if label.input_id not in known:

@@ -19,6 +19,8 @@ from builds.sandboxes.policy import SandboxPolicy
 from builds.steps import check_cancelled
 from evaluations.backends import Outcome
 from evaluations.models import Inference
+from tasks_catalog.files import opened
+from tasks_catalog.models import BuildConfig
 
 BATCH_LINES = 256
 MAX_ANSWER_BYTES_PER_EXAMPLE = 1 << 16
@@ -30,6 +32,9 @@ class LocalRunner:
     def __init__(self) -> None:
         self.outcomes: dict[str, Outcome] = {}
 
+    def limits(self, config: BuildConfig, examples: int) -> dict[str, Any]:
+        return {"deadline_seconds": config.deadline_seconds(examples), "memory_mb": config.memory_mb}
+
     def start(self, inference: Inference) -> str:
         try:
             with hosts_faults():
@@ -38,10 +43,13 @@ class LocalRunner:
             self.outcomes[inference.name] = Outcome("failed", code=error.code, detail=error.detail)
         return inference.name
 
-    def poll(self, handle: str) -> Outcome:
-        return self.outcomes[handle]
+    def link(self, inference: Inference) -> str:
+        return ""
 
-    def stop(self, handle: str) -> None:
+    def poll(self, inference: Inference) -> Outcome:
+        return self.outcomes[inference.name]
+
+    def stop(self, inference: Inference) -> None:
         """A running one reads the flag of its submission before each batch."""
 
     def _run(self, inference: Inference) -> Outcome:
@@ -50,7 +58,7 @@ class LocalRunner:
         policy = SandboxPolicy(memory_mb=inference.limits["memory_mb"], deadline=deadline, cpu_seconds=int(deadline))
         storage = inference.submission.task.storage()
         with (
-            storage.open(inference.dataset.inputs_key) as inputs,
+            opened(storage, inference.dataset.inputs_keys, sha256=inference.inputs_sha256) as inputs,
             tempfile.TemporaryFile(dir=settings.VAR) as output,
             sandbox.serve(inference.build.image, policy=policy, name=inference.name) as server,
         ):
@@ -66,7 +74,7 @@ class LocalRunner:
             client.close()
             peak = server.peak_memory()
             output.seek(0)
-            storage.save(inference.predictions_key, File(output))
+            storage.save(inference.predictions_keys[0], File(output))
         return Outcome(
             "succeeded",
             predictions_sha256=sha256,

@@ -32,6 +32,8 @@ FORM = {
     "build_config-0-aws_region": "us-west-1",
     "build_config-0-instance_type": "ml.m5.2xlarge",
     "build_config-0-instance_count": "1",
+    "build_config-0-batch_strategy": "SingleRecord",
+    "build_config-0-max_payload_mb": "6",
     "build_config-0-torchserve_config": "{}",
     "build_config-0-build_minutes": "60",
     "build_config-0-seconds_per_example": "2.0",
@@ -164,7 +166,7 @@ IMPOSSIBLE = [
     ("limit_hours", "-1", "greater than or equal to"),
     ("build_config-0-eval_server", "nowhere", "valid choice"),
     ("build_config-0-aws_region", "Frankfurt", "like us-west-1"),
-    ("build_config-0-instance_type", "p3.2xlarge", "like ml.m5.2xlarge"),
+    ("build_config-0-instance_type", "p3.2xlarge", "add it first under Instance types"),
     ("build_config-0-instance_count", "0", "greater than or equal to 1"),
     ("build_config-0-gpu", "on", "has no GPU"),
     ("build_config-0-torchserve_config", "{", "valid JSON"),
@@ -310,8 +312,8 @@ def test_a_dataset_is_one_file(admin, submission, task):
     assert response.status_code == 302, errors(response)
     assert "4 examples; tags: long (2), short (2). 1 model will be evaluated on it." in texts(response)
     dataset = Dataset.objects.get()
-    assert task.storage().exists(dataset.inputs_key)
-    assert b"positive" not in task.storage().open(dataset.inputs_key).read()
+    assert task.storage().exists(dataset.inputs_keys[0])
+    assert b"positive" not in task.storage().open(dataset.inputs_keys[0]).read()
     assert Inference.objects.get().dataset == dataset
 
 

@@ -183,8 +183,8 @@ def test_i7_finds_a_mail_that_went_twice(db):
 
 @pytest.mark.parametrize("model", [Inference, "inputs", "labels"])
 def test_i8_finds_each_missing_file(sound, dataset, model):
-    keys = {"inputs": dataset.inputs_key, "labels": dataset.labels_key}
-    sound.task.storage().delete(keys.get(model) or Inference.objects.get().predictions_key)
+    keys = {"inputs": dataset.inputs_keys[0], "labels": dataset.labels_keys[0]}
+    sound.task.storage().delete(keys.get(model) or Inference.objects.get().predictions_keys[0])
 
     assert found() == {"I8"}
 

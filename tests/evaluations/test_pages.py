@@ -46,8 +46,10 @@ def make_evaluated(owner, dataset, name, answers=RIGHT, *, published=True) -> Su
 @pytest.fixture
 def hidden_dataset(dataset, evaluated) -> Dataset:
     """A hidden dataset on which `evaluated` has a perfect score."""
-    hidden = Dataset.objects.create(task=dataset.task, name="secret", access_type="hidden", examples=4)
-    hidden.task.storage().save(hidden.labels_key, hidden.task.storage().open(dataset.labels_key))
+    hidden = Dataset.objects.create(
+        task=dataset.task, name="secret", access_type="hidden", examples=4, labels_sha256=dataset.labels_sha256
+    )
+    hidden.task.storage().save(hidden.labels_keys[0], hidden.task.storage().open(dataset.labels_keys[0]))
     make_scores(make_predictions(Build.newest(evaluated), hidden, RIGHT))
     return hidden
 
@@ -162,7 +164,8 @@ def test_a_published_model_shows_scores_and_what_they_were_made_from(client, eva
     page = client.get(f"/models/{evaluated.pk}/")
 
     assert "Ranked 1 of 1" in text_of(page) and "75.00" in text_of(page)
-    assert "2" * 64 in page.content.decode() and "sha256:" + "1" * 64 in page.content.decode()
+    predictions_sha256 = Inference.objects.get().predictions_sha256
+    assert predictions_sha256 in page.content.decode() and "sha256:" + "1" * 64 in page.content.decode()
     assert "macro_f1 v1" in text_of(page) and "short" in text_of(page)
 
 
