@@ -7,11 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from django.conf import settings
 from django.core.files import File
 from django.db import transaction
 from django.forms.models import model_to_dict
 
 from builds import sandboxes
+from builds.backends import deployer
+from builds.endpoints import want_endpoint
 from builds.faults import hosts_faults
 from builds.image import Image, ImageBuilder, new_workdir
 from builds.models import Build
@@ -21,6 +24,7 @@ from dynabench_site.api import Conflict
 from dynabench_site.outbox import write_mail
 from examples.pack import known_sha256
 from submissions.models import Submission
+from tasks_catalog.files import opened
 from tasks_catalog.models import BuildConfig
 
 DISK_PAUSE_SECONDS = 60
@@ -67,20 +71,48 @@ def retry(build: Build, *, by: str = "") -> None:
 
 
 def _make_image(build: Build) -> None:
+    recorder, publisher = RowRecorder(build), deployer()
+    with hosts_faults():
+        if not build.image_uri:  # else an earlier try came as far as the registry
+            _build_image(build, recorder)
+            if not publisher.keeps_image:
+                _publish(build, recorder)
+        if not publisher.keeps_image:
+            with recorder.step("register model"):
+                publisher.register(build)
+    build.advance(build.Status.SUCCEEDED)
+
+
+def _build_image(build: Build, recorder: RowRecorder) -> None:
     submission = build.submission
     config = submission.task.build_config
-    with hosts_faults():
-        sandbox = sandboxes.choose(trusted=submission.sha256 in known_sha256())
-    build.save_progress(config=pinned(config), sandbox=sandbox.name, model_server=config.model_server or "asgi")
-    builder = ImageBuilder(sandbox, RowRecorder(build), submission.task, submission.name, submission.endpoint_name)
-    with hosts_faults(), new_workdir(submission.endpoint_name) as workdir:
+    sandbox = sandboxes.choose(trusted=submission.sha256 in known_sha256())
+    model_server = config.model_server or settings.MODEL_SERVER
+    build.config, build.sandbox = pinned(config), sandbox.name
+    build.save_progress(config=build.config, sandbox=sandbox.name, model_server=model_server)
+    builder = ImageBuilder(sandbox, recorder, submission.task, submission.name, submission.endpoint_name)
+    with new_workdir(submission.endpoint_name) as workdir:
         _require_disk(workdir, submission.size)
         try:
             image = builder.build(_fetch_archive(submission, workdir), workdir)
         except StepFailed as error:
             raise jobs.JobFailed(error.code, error.detail) from error
         _store_mar_archive(submission, image)
-    build.advance(build.Status.SUCCEEDED, image=image.digest, is_image_kept=True, mar_sha256=image.mar_sha256)
+    build.image = image.digest
+    build.save_progress(image=image.digest, is_image_kept=True, mar_sha256=image.mar_sha256)
+
+
+def _publish(build: Build, recorder: RowRecorder) -> None:
+    """The image is where other hosts get it, and no longer here."""
+    build.save_progress(is_deployed=True)
+    sandbox = sandboxes.by_name(build.sandbox)
+    try:
+        with recorder.step("push image") as log:
+            build.image_uri = deployer().publish(build, log)
+    finally:
+        sandbox.remove(build.image)
+        build.save_progress(is_image_kept=False)
+    build.save_progress(image_uri=build.image_uri)
 
 
 def pinned(config: BuildConfig) -> dict[str, Any]:
@@ -93,8 +125,8 @@ def _require_disk(workdir: Path, size: int) -> None:
 
 
 def _fetch_archive(submission: Submission, workdir: Path) -> Path:
-    target = workdir / "upload.tar.gz"
-    with submission.task.storage().open(submission.archive_key) as source, target.open("wb") as copy:
+    target, keys = workdir / "upload.tar.gz", [submission.archive_key]
+    with opened(submission.task.storage(), keys, sha256=submission.sha256) as source, target.open("wb") as copy:
         shutil.copyfileobj(source, copy, 1 << 20)
     return target
 
@@ -114,6 +146,8 @@ def settle(build: Build) -> None:
     with transaction.atomic():
         if build.status == Build.Status.SUCCEEDED or is_rebuild_cancelled:
             submission.advance(Submission.Status.EVALUATING)
+            if build.status == Build.Status.SUCCEEDED:
+                want_endpoint(build)
             cluster = submission.task.build_config.eval_server_id
             queue.send(queue.EVALUATE_SUBMISSION, submission.pk, cluster=cluster)
         else:

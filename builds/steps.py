@@ -12,6 +12,7 @@ from django.db.models.functions import Now
 
 from builds.models import Build, BuildStep
 from builds.sandboxes.policy import Log
+from dynabench_site.faults import NotYet
 from dynabench_site.jobs import CancelRequested
 from submissions.models import Submission
 
@@ -86,10 +87,14 @@ class RowRecorder:
         check_cancelled(self.build.submission)
         row = BuildStep.objects.create(build=self.build, attempt=self.build.attempts, name=name, command=command)
         log = StepLog(lambda text: BuildStep.objects.filter(pk=row.pk).update(output=text) and None)
-        exit_code = 1
+        exit_code: int | None = 1
         try:
             yield log
             exit_code = 0
+        except NotYet as error:
+            exit_code = None
+            log(f"waiting for {error}\n".encode())
+            raise
         except StepFailed as error:
             exit_code = error.exit_code
             log(f"\n{error.detail}\n".encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -10,6 +11,8 @@ from django.core.exceptions import PermissionDenied
 from django.http import Http404, JsonResponse
 from rest_framework import exceptions
 from rest_framework.views import set_rollback
+
+from dynabench_site.faults import NotYet
 
 NOTHING_HERE = "There is nothing here, or it is not yours to see."
 
@@ -37,6 +40,9 @@ def problem(error: Exception, context: Mapping[str, Any]) -> JsonResponse | None
     set_rollback()
     if isinstance(error, ApiError):
         return problem_response(error.status, error.code, error.detail, error.headers)
+    if isinstance(error, NotYet):
+        retry = {"Retry-After": str(math.ceil(error.seconds))}
+        return problem_response(503, "unavailable", f"Not possible now: we wait for {error.reason}. Try again.", retry)
     if isinstance(error, Http404):
         return problem_response(404, "not_found", NOTHING_HERE)
     if isinstance(error, PermissionDenied):

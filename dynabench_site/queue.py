@@ -24,7 +24,7 @@ RUN_SCORINGS = "evaluations.tasks.run_scorings"
 MESSAGES = (BUILD_SUBMISSION, DEPLOY_ENDPOINT, EVALUATE_SUBMISSION, RUN_INFERENCES, RUN_SCORINGS)
 
 # What each stage makes good by itself: rows that should exist, statuses that should have followed.
-SWEEPS = ("submissions.services.sweep", "builds.services.sweep", "evaluations.services.sweep")
+SWEEPS = ("submissions.services.sweep", "builds.services.sweep", "builds.endpoints.sweep", "evaluations.services.sweep")
 # What is looked for rarely, on each host.
 SLOW_SWEEPS = ("evaluations.leftovers.sweep",)
 

@@ -11,6 +11,7 @@ from django.views import defaults
 
 from dynabench_site.api import NOTHING_HERE, problem_response
 from dynabench_site.clusters import ClusterHeartbeat
+from dynabench_site.faults import NotYet
 
 API_PATHS = ("/api/", "/models/upload/", "/authenticate/")
 OUR_FAULT = "Something went wrong on our side. It is logged; please try again."
@@ -51,4 +52,4 @@ def server_error(request: HttpRequest) -> HttpResponse:
 
 
 def _is_passing(error: BaseException | None) -> bool:
-    return isinstance(error, OperationalError) or isinstance(error, OSError) and error.errno == errno.ENOSPC
+    return isinstance(error, OperationalError | NotYet) or isinstance(error, OSError) and error.errno == errno.ENOSPC

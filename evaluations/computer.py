@@ -105,7 +105,9 @@ def job_metric(name: str, inference: Inference) -> float:
     if name == "examples_per_second":
         return round(inference.examples / max(inference.seconds or 0.0, 1e-6), 2)
     if name == "memory_utilization":
-        return round((inference.peak_memory_bytes or 0) / BYTES_PER_GIB, 2)
+        if inference.peak_memory_bytes is None:
+            raise metrics.MetricError(f"{inference} has no memory figures: run it again to measure them.")
+        return round(inference.peak_memory_bytes / BYTES_PER_GIB, 2)
     raise metrics.MetricError(f"{name} is not a job metric.")
 
 

@@ -7,9 +7,11 @@ import logging
 from django.db.models import Exists, OuterRef, Q
 
 from builds import sandboxes
+from builds.backends import deployer
 from builds.image import sweep_workdirs
 from builds.models import Build
 from builds.sandboxes.policy import SandboxError
+from dynabench_site import clusters, queue
 from evaluations.models import Inference
 from submissions.models import Submission
 
@@ -48,7 +50,31 @@ def _remove_image(build: Build) -> bool:
     return True
 
 
+def remove_unused_deployments() -> list[str]:
+    """On the build server: take away what was pushed and registered of builds that failed, were replaced, or ended.
+
+    The archive that its user sent stays.
+    """
+    instance = clusters.current()
+    if instance is None or instance.name != queue.BUILD_CLUSTER:
+        return []
+    newer = Build.objects.succeeded().filter(submission=OuterRef("submission"), run__gt=OuterRef("run"))
+    broken = Q(status__in=[Build.Status.FAILED, Build.Status.DEAD, Build.Status.CANCELLED])
+    ended = Q(submission__status__in=[Submission.Status.CANCELLED, Submission.Status.TAKEN_DOWN])
+    under_way = Exists(Inference.objects.unfinished().filter(build=OuterRef("pk")))
+    unused = Build.objects.filter(Exists(newer) | broken | ended, ~under_way, is_deployed=True)
+    swept = []
+    for build in unused.select_related("submission__task__build_config"):
+        deployer().remove(build)
+        Build.objects.filter(pk=build.pk).update(is_deployed=False, image_uri="")
+        if not Build.objects.succeeded().filter(submission=build.submission_id).exists():
+            build.submission.task.storage().delete(build.submission.mar_archive_key)
+        swept.append(build.name)
+    return swept
+
+
 def sweep() -> None:
     swept = [*sandboxes.sweep(RunningJobs()), *sweep_workdirs(RunningJobs()), *remove_unused_images()]
+    swept += remove_unused_deployments()
     if swept:
         logger.info("removed what was left over of %s", ", ".join(swept))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -14,10 +15,12 @@ from django.utils import timezone
 
 from dynabench_site import queue
 from dynabench_site.api import ApiError, Conflict
+from dynabench_site.faults import NotYet
 from submissions.archives import Manifest
 from submissions.models import MAX_NAME, MODEL_NAME, Submission, SubmissionLock
 from tasks_catalog.models import Task
 
+logger = logging.getLogger(__name__)
 TWIN_MINUTES = 15
 SILENT_MINUTES = 5
 
@@ -87,7 +90,10 @@ def accept(submission: Submission, manifest: Manifest, *, size: int, sha256: str
 
 def discard(submission: Submission) -> None:
     """Undo an upload that was not accepted: object, row and slot."""
-    submission.task.storage().delete(submission.archive_key)
+    try:
+        submission.task.storage().delete(submission.archive_key)
+    except NotYet as error:  # its key is never used again
+        logger.warning("%s may stay in storage: %s", submission.archive_key, error)
     Submission.objects.filter(pk=submission.pk, status=Submission.Status.RECEIVING).delete()
 
 

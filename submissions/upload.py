@@ -22,6 +22,7 @@ from django.http import HttpRequest
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from dynabench_site.api import ApiError
+from dynabench_site.faults import NotYet
 from submissions import services
 from submissions.archives import DEFAULT_LIMITS, ArchiveError, Checker
 from submissions.models import Submission
@@ -63,7 +64,7 @@ def receive(request: HttpRequest, *, owner: User) -> Submission:
         return _receive(read_fields(request), owner)
     except ConnectionBroken:
         raise
-    except ApiError:
+    except (ApiError, NotYet):
         drain(request)
         raise
 
