@@ -41,34 +41,34 @@ def _start(endpoint: Endpoint) -> None:
         endpoint.wait("SageMaker, which is starting the endpoint", settings.LEASE_SECONDS / 2)
 
 
+def can_redeploy(submission: Submission) -> bool:
+    """Whether its task has endpoints, it has an image, and no endpoint of it is up or on its way."""
+    build = Build.newest(submission)
+    if not submission.task.build_config.create_endpoint or submission.status not in LIVE or build is None:
+        return False
+    return build.status == Build.Status.SUCCEEDED and not live_endpoints().filter(build=build).exists()
+
+
 def redeploy(submission: Submission) -> None:
     """Start the endpoint of a model again, or make one, without building."""
-    build = Build.newest(submission)
-    if build is None or build.status != Build.Status.SUCCEEDED or submission.status not in LIVE:
-        raise Conflict(
-            "not_deployable", f"{submission.name} is {submission.status}: it has no image that could answer."
+    if not can_redeploy(submission):
+        detail = (
+            f"{submission.name} can't get a live endpoint now. It needs an image, no endpoint that is up, and a task "
+            "whose build config has endpoints."
         )
-    if not submission.task.build_config.create_endpoint:
-        raise Conflict("no_endpoints", f"Task {submission.task} has no live endpoints; staff can switch them on.")
+        raise Conflict("not_deployable", detail)
+    build = Build.wanted(submission)
     with transaction.atomic():
-        endpoint = Endpoint.objects.filter(build=build).first()
-        if endpoint and endpoint.is_finished and endpoint.status != Endpoint.Status.SUCCEEDED:
-            endpoint.move(
-                endpoint.status,
-                Endpoint.Status.QUEUED,
-                reason="redeploy",
-                attempts=0,
-                interruptions=0,
-                finished_at=None,
-                error_code="",
-                error_detail="",
-            )
+        for endpoint in Endpoint.objects.filter(build=build):
+            again = {"attempts": 0, "interruptions": 0, "finished_at": None, "error_code": "", "error_detail": ""}
+            endpoint.move(endpoint.status, Endpoint.Status.QUEUED, reason="redeploy", **again)
         want_endpoint(build)
 
 
-def end_endpoint(endpoint: Endpoint, reason: str) -> None:
+def end_endpoint(endpoint: Endpoint, reason: str = ENDED, *, by: str = "") -> None:
     """It shall run no longer; the sweep of the build server takes it away."""
-    if endpoint.cancel() or endpoint.move(Endpoint.Status.SUCCEEDED, Endpoint.Status.CANCELLED, reason=reason):
+    up, over = Endpoint.Status.SUCCEEDED, Endpoint.Status.CANCELLED
+    if endpoint.cancel(by=by) or endpoint.move(up, over, reason=reason, by=by):
         Endpoint.objects.filter(pk=endpoint.pk).update(error_code=reason)
 
 
@@ -96,7 +96,7 @@ def sweep() -> None:
     of_no_use = ~Q(build__in=newest) | ~Q(build__submission__status__in=[*LIVE, Submission.Status.BUILDING])
     of_no_use |= Q(build__submission__task__build_config__create_endpoint=False)
     for endpoint in live_endpoints().filter(of_no_use):
-        end_endpoint(endpoint, ENDED)
+        end_endpoint(endpoint)
     over = [Endpoint.Status.FAILED, Endpoint.Status.DEAD, Endpoint.Status.CANCELLED]
     for endpoint in Endpoint.objects.filter(is_deployed=True, status__in=over).select_related("build__submission"):
         deployer().stop(endpoint)

@@ -43,6 +43,12 @@ def send(message: str, pk: int | str, *, cluster: str) -> None:
     transaction.on_commit(partial(_ring, message, pk, cluster), robust=True)
 
 
+def create(cluster: str) -> None:
+    """The cluster's queue is there; a broker that keeps its messages in the database needs none."""
+    if make := getattr(get_broker(queue_name(cluster)), "create", None):
+        make()
+
+
 def is_silent(cluster: str) -> bool:
     """Whether no bell waits in the cluster's queue."""
     return not get_broker(queue_name(cluster)).queue_size()

@@ -17,6 +17,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_POST
 
+from builds.endpoints import can_redeploy
 from builds.log import culprit, numbered
 from builds.models import Build
 from dynabench_site.api import ApiError
@@ -37,6 +38,7 @@ DONE = {
     "unpublish": "Unpublished: only you, the task's owners and staff can see this model now.",
     "cancel": "Cancelling: whatever runs for this model is stopped.",
     "retry": "Trying again.",
+    "redeploy": "Starting the live endpoint; that takes some minutes.",
 }
 
 
@@ -136,6 +138,7 @@ def model(request: HttpRequest, pk: int) -> HttpResponse:
         "manages": submission.belongs_to(viewer),
         "is_theirs": submission.status == Submission.Status.FAILED,
         "is_ours": submission.status == Submission.Status.DEAD,
+        "can_redeploy": submission.belongs_to(viewer) and can_redeploy(submission),
         "can_publish": submission.status == Submission.Status.EVALUATED and not submission.is_published,
         **(_place(submission) if sets else {}),
     }

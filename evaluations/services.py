@@ -9,6 +9,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 
 from builds import services as builds
+from builds.endpoints import redeploy
 from builds.models import Build
 from dynabench_site import queue
 from dynabench_site.api import Conflict
@@ -27,12 +28,8 @@ BUILD_PROCESSES = 2
 SWEEP_BATCH = 200
 SCORINGS_PER_BELL = 25
 MESSAGES = ((queue.RUN_INFERENCES, Inference), (queue.RUN_SCORINGS, Scoring))
-EVALUABLE = (
-    Submission.Status.EVALUATING,
-    Submission.Status.EVALUATED,
-    Submission.Status.FAILED,
-    Submission.Status.DEAD,
-)
+ENDED = (Submission.Status.EVALUATED, Submission.Status.FAILED, Submission.Status.DEAD)
+EVALUABLE = (Submission.Status.EVALUATING, *ENDED)
 
 
 def cluster_pools() -> dict[str, int]:
@@ -222,12 +219,26 @@ def retry(submission: Submission, *, by: str = "") -> None:
         _ring(jobs)
 
 
+def take_down(submission: Submission) -> None:
+    """Take it off the leaderboard, and its image, model and endpoint away; the archive that was sent stays."""
+    if submission.status not in ENDED:
+        raise Conflict("not_finished", f"{submission.name} is {submission.status}: cancel it first, or wait.")
+    submission.advance(Submission.Status.TAKEN_DOWN)
+
+
+def failing_models() -> QuerySet[Submission]:
+    """Those that could be built and then failed on the task's data: their images and models serve nobody."""
+    built = Exists(Build.objects.succeeded().filter(submission=OuterRef("pk"), is_deployed=True))
+    return Submission.objects.filter(built, status=Submission.Status.FAILED).order_by("pk")
+
+
 # What its owner, or staff, can do with a submission.
 ACTIONS: dict[str, Callable[[Submission], None]] = {
     "publish": publish,
     "unpublish": unpublish,
     "cancel": cancel,
     "retry": retry,
+    "redeploy": redeploy,
 }
 
 

@@ -15,6 +15,7 @@ APPS = ("dynabench_site", "tasks_catalog", "submissions", "builds", "evaluations
 MOST = 20
 # Names on the index -> what is imported, or named in settings and commands.
 IMPORTED_AS = {
+    "django-storages": "storages",
     "django-allauth": "allauth",
     "django-q2": "django_q",
     "djangorestframework": "rest_framework",

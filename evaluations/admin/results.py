@@ -9,7 +9,9 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 
+from builds import endpoints
 from builds import services as builds
+from builds.endpoints import can_redeploy
 from builds.models import Build
 from dynabench_site.admin import OperationsAdmin, ReadOnlyInline, for_each
 from evaluations import services
@@ -52,7 +54,7 @@ class SubmissionAdmin(OperationsAdmin):
     list_select_related = ["task", "owner"]
     search_fields = ["=pk", "name", "owner__username", "owner__email", "sha256"]
     inlines = [BuildInline, InferenceInline, CurrentScoresInline]
-    actions = ["retry", "cancel", "rebuild", "re_evaluate", "publish", "unpublish"]
+    actions = ["retry", "cancel", "rebuild", "re_evaluate", "publish", "unpublish", "redeploy", "take_down"]
 
     def view_on_site(self, submission: Submission) -> str:
         return reverse("model", args=[submission.pk])
@@ -65,6 +67,8 @@ class SubmissionAdmin(OperationsAdmin):
             "re_evaluate": submission.status in services.EVALUABLE,
             "publish": not submission.is_published,
             "unpublish": submission.is_published,
+            "redeploy": can_redeploy(submission),
+            "take_down": submission.status in services.ENDED,
         }
         return [name for name, fits in fitting.items() if fits]
 
@@ -73,6 +77,9 @@ class SubmissionAdmin(OperationsAdmin):
     rebuild = for_each("Rebuild the image", "Asked for a rebuild of", lambda row, by: builds.rebuild(row))
     publish = for_each("Publish", "Published", lambda row, by: services.publish(row))
     unpublish = for_each("Unpublish", "Unpublished", lambda row, by: services.unpublish(row))
+
+    redeploy = for_each("Start the live endpoint", "Asked for the endpoint of", lambda row, by: endpoints.redeploy(row))
+    take_down = for_each("Take down", "Taken down", lambda row, by: services.take_down(row))
 
     @admin.action(description="Re-evaluate what is missing or outdated")
     def re_evaluate(self, request: HttpRequest, queryset: QuerySet) -> None:
