@@ -29,6 +29,7 @@ PARTS = {
     "bwrap": lambda: shutil.which("bwrap"),
     "mariadb": lambda: shutil.which("mariadbd"),
     "chromium": lambda: shutil.which("chromium"),
+    "aws": lambda: Path("/var/run/docker.sock").exists() and shutil.which("docker-registry"),
 }
 IO_YAML = """
 context: []
@@ -64,9 +65,13 @@ def _own_files(settings, tmp_path):
 @pytest.fixture
 def shared_cache(settings, tmp_path_factory) -> None:
     """What is downloaded once serves all tests of a run."""
+    share_cache(settings.VAR, tmp_path_factory)
+
+
+def share_cache(var: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     shared = tmp_path_factory.getbasetemp().parent / "dynabench-cache"
     shared.mkdir(exist_ok=True)
-    (settings.VAR / "cache").symlink_to(shared)
+    (var / "cache").symlink_to(shared)
 
 
 @pytest.fixture
