@@ -65,13 +65,9 @@ def _own_files(settings, tmp_path):
 @pytest.fixture
 def shared_cache(settings, tmp_path_factory) -> None:
     """What is downloaded once serves all tests of a run."""
-    share_cache(settings.VAR, tmp_path_factory)
-
-
-def share_cache(var: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     shared = tmp_path_factory.getbasetemp().parent / "dynabench-cache"
     shared.mkdir(exist_ok=True)
-    (var / "cache").symlink_to(shared)
+    (settings.VAR / "cache").symlink_to(shared)
 
 
 @pytest.fixture

@@ -7,14 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from django.test import override_settings
 
 from builds.image import ImageBuilder, new_workdir
 from builds.sandboxes.docker import DockerSandbox
 from examples.pack import pack
-from tasks_catalog.models import BuildConfig, Task
 from tests.aws.stand import Stand, running_stand
-from tests.conftest import IO_YAML, share_cache
 
 
 class Quiet:
@@ -39,23 +36,27 @@ def stand(running) -> Stand:
 
 
 @pytest.fixture(scope="session")
-def obedient_image(tmp_path_factory) -> Iterator[str]:
+def built() -> Iterator[list[str]]:
+    """The obedient model's image, once a test has made it."""
+    images: list[str] = []
+    yield images
+    for image in images:
+        DockerSandbox().remove(image)
+
+
+@pytest.fixture
+def obedient_image(built, task, shared_cache, tmp_path) -> str:
     """A small model's image in the local docker engine."""
-    task = Task(code="sentiment", name="Sentiment", io_yaml=IO_YAML)
-    BuildConfig(task=task, memory_mb=1024)
-    folder = tmp_path_factory.mktemp("image")
-    with override_settings(VAR=folder), new_workdir("stand") as workdir:
-        share_cache(folder, tmp_path_factory)
-        sandbox = DockerSandbox()
-        pack(Path(__file__).parent / "model", workdir / "model.tar.gz")
-        built = ImageBuilder(sandbox, Quiet(), task, "obedient", "stand-obedient").build(
-            workdir / "model.tar.gz", workdir
-        )
-        yield built.digest
-        sandbox.remove(built.digest)
+    if not built:
+        archive = tmp_path / "model.tar.gz"
+        pack(Path(__file__).parent / "model", archive)
+        with new_workdir("stand") as workdir:
+            builder = ImageBuilder(DockerSandbox(), Quiet(), task, "obedient", "stand")
+            built.append(builder.build(archive, workdir).digest)
+    return built[0]
 
 
-@pytest.fixture(scope="session")
-def pushed(running, obedient_image) -> str:
+@pytest.fixture
+def pushed(stand, obedient_image) -> str:
     """Its address by digest in the stand's registry."""
-    return running.push(obedient_image, "obedient")
+    return stand.push(obedient_image, "obedient")

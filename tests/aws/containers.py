@@ -38,7 +38,7 @@ class Instance:
     made: Any
 
     def stop(self) -> None:
-        with engine() as client:
+        with contextlib.suppress(SandboxError), engine() as client:  # it may have ended
             kill(client.containers.get(self.made.id))
 
     def utilization(self, seconds: float) -> dict[str, float]:

@@ -97,7 +97,9 @@ class Endpoints:
             client.close()
             dimensions = {"EndpointName": name, "VariantName": "AllTraffic"}
             self.cloud.measure(region, "AWS/SageMaker", dimensions, [("Invocations", 1, "None", now())])
-        return Response(answer, content_type="application/json", headers={"x-Amzn-Invoked-Production-Variant": "AllTraffic"})
+        return Response(
+            answer, content_type="application/json", headers={"x-Amzn-Invoked-Production-Variant": "AllTraffic"}
+        )
 
     def reset(self) -> None:
         for arn in list(self.running):
@@ -123,7 +125,9 @@ class Endpoints:
                 self._stop(arn)  # the account was reset meanwhile
 
     def _wait_until_it_serves(self, region: str, name: str, instance: Instance) -> None:
-        client = ModelClient(instance.server, deadline=time.monotonic() + LOAD_SECONDS, max_answer_bytes=MAX_ANSWER_BYTES)
+        client = ModelClient(
+            instance.server, deadline=time.monotonic() + LOAD_SECONDS, max_answer_bytes=MAX_ANSWER_BYTES
+        )
         try:
             client.wait_until_ready()
         except ModelError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
+import docker
 import pytest
 from botocore.exceptions import ClientError
 
-import docker
 from tests.aws.stand import wait_for
 
 pytestmark = pytest.mark.aws
@@ -104,8 +105,8 @@ def test_a_transform_job_runs_the_image_and_leaves_answers_log_and_metrics(
         Namespace="/aws/sagemaker/TransformJobs",
         MetricName="MemoryUtilization",
         Dimensions=[{"Name": "Host", "Value": host}],
-        StartTime=job["TransformStartTime"],
-        EndTime=job["TransformEndTime"],
+        StartTime=job["TransformStartTime"] - timedelta(minutes=1),
+        EndTime=job["TransformEndTime"] + timedelta(minutes=1),
         Period=60,
         Statistics=["Average"],
     )
@@ -226,7 +227,9 @@ def test_an_endpoint_answers_from_its_container_until_it_is_deleted(stand, sagem
     answer = runtime.invoke_endpoint(EndpointName="ts1-a", Body=body, ContentType="application/json")["Body"].read()
 
     assert json.loads(answer)["id"] == "7"
-    assert refusal(sagemaker.create_endpoint, EndpointName="ts1-a", EndpointConfigName="ts1-a")[0] == "ValidationException"
+    assert (
+        refusal(sagemaker.create_endpoint, EndpointName="ts1-a", EndpointConfigName="ts1-a")[0] == "ValidationException"
+    )
     died = json.dumps({"uid": "8", "statement": "die"})
     assert refusal(runtime.invoke_endpoint, EndpointName="ts1-a", Body=died)[0] == "ModelError"
     assert [call["iam"] for call in stand.calls(role="AKIAWEB")] == ["sagemaker:InvokeEndpoint"] * 2
@@ -240,7 +243,7 @@ def test_the_registry_refuses_a_wrong_or_missing_login(stand, obedient_image, lo
     client, address = docker.from_env(), f"{stand.registry}/stranger"
     client.images.get(obedient_image).tag(address)
 
-    said = [line for line in client.images.push(address, auth_config=login, stream=True, decode=True)]
+    said = list(client.images.push(address, auth_config=login, stream=True, decode=True))
 
     client.images.remove(address)
     assert any("no basic auth" in line.get("error", "") or "unauthorized" in line.get("error", "") for line in said)

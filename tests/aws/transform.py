@@ -184,9 +184,7 @@ class TransformJobs:
     def _transform(self, job: Job) -> None:
         started = time.monotonic()
         with self.host.run(job.model, self._model_data(job), job.name) as job.instance:
-            client = ModelClient(
-                job.instance.server, deadline=started + JOB_SECONDS, max_answer_bytes=MAX_ANSWER_BYTES
-            )
+            client = ModelClient(job.instance.server, deadline=started + JOB_SECONDS, max_answer_bytes=MAX_ANSWER_BYTES)
             try:
                 client.wait_until_ready()
                 for uri, content in self._outputs(job, client):
