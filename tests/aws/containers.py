@@ -18,7 +18,7 @@ from builds.sandboxes import folder
 from builds.sandboxes.docker import JOB_LABEL, DockerSandbox, DockerServer, container, kill, limits, remove
 from builds.sandboxes.engine import engine
 from builds.sandboxes.folder import Mount
-from builds.sandboxes.policy import MEBIBYTE, NOBODY, SandboxError, SandboxPolicy
+from builds.sandboxes.policy import NOBODY, SandboxError, SandboxPolicy
 from tests.aws.registry import PASSWORD
 
 INSTANCE = SandboxPolicy(memory_mb=4096, cpus=2.0)
@@ -44,10 +44,11 @@ class Instance:
     def utilization(self, seconds: float) -> dict[str, float]:
         """Percent of the instance's memory at its peak, and of one processor."""
         with engine() as client:
-            used = client.api.stats(self.made.id, stream=False, one_shot=True)["cpu_stats"]["cpu_usage"]["total_usage"]
+            used = client.api.stats(self.made.id, stream=False, one_shot=True)
+        peak = used["memory_stats"].get("max_usage") or self.server.peak_memory()
         return {
-            "MemoryUtilization": 100 * self.server.peak_memory() / (INSTANCE.memory_mb * MEBIBYTE),
-            "CPUUtilization": 100 * used / 1e9 / max(seconds, 0.1),
+            "MemoryUtilization": 100 * peak / INSTANCE.memory,
+            "CPUUtilization": 100 * used["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9 / max(seconds, 0.1),
         }
 
 

@@ -20,6 +20,11 @@ class Handler(MotoRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1
 
+    def handle_expect_100(self) -> bool:
+        super().handle_expect_100()
+        self.wfile.flush()  # boto3 waits for it
+        return True
+
     def run_wsgi(self) -> None:
         environ = self.environ = self.make_environ()
         is_chunked = environ.get("wsgi.input_terminated")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,7 +27,7 @@ class SageMaker:
         self.resources, self.limits = Resources(), Limits()
         self.jobs = TransformJobs(self.resources, self.limits, cloud, host, parallel)
         self.endpoints = Endpoints(self.resources, self.limits, cloud, host)
-        self.parts = (Models(self.resources, cloud), self.jobs, self.endpoints)
+        self.parts = (Models(self.resources, cloud, host.registry), self.jobs, self.endpoints)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         call = environ["stand.call"]
@@ -63,16 +64,17 @@ class SageMaker:
 class Models:
     """CreateModel and what belongs to it."""
 
-    def __init__(self, resources: Resources, cloud: Cloud) -> None:
-        self.resources, self.cloud = resources, cloud
+    def __init__(self, resources: Resources, cloud: Cloud, registry: str) -> None:
+        self.resources, self.cloud, self.registry = resources, cloud, registry
 
     def create_model(self, region: str, request: dict[str, Any]) -> dict[str, Any]:
         name, primary = request["ModelName"], request.get("PrimaryContainer", {})
         self.resources.refuse_second(region, "model", name)
         if "Image" not in primary or "ExecutionRoleArn" not in request:
             raise Refused("ValidationException", "A model needs PrimaryContainer.Image and ExecutionRoleArn.")
+        self._require_repository(region, primary["Image"])
         if data := primary.get("ModelDataUrl"):
-            self._require(region, data)
+            self._require_data(region, data)
         arn = self.resources.add(region, "model", name, {"EnableNetworkIsolation": False} | request)
         self.resources[arn]["ModelArn"] = arn
         return {"ModelArn": arn}
@@ -90,7 +92,17 @@ class Models:
     def list_tags(self, region: str, request: dict[str, Any]) -> dict[str, Any]:
         return {"Tags": self.resources.get(request["ResourceArn"], {}).get("Tags", [])}
 
-    def _require(self, region: str, uri: str) -> None:
+    def _require_repository(self, region: str, image: str) -> None:
+        """The registry takes any name; ECR only what was made in the same region."""
+        host, _, name = image.partition("/")
+        if host != self.registry:
+            return
+        try:
+            self.cloud.client("ecr", region).describe_repositories(repositoryNames=[re.split("[:@]", name)[0]])
+        except ClientError as error:
+            raise Refused("ValidationException", f"Requested image {image} not found.") from error
+
+    def _require_data(self, region: str, uri: str) -> None:
         bucket, key = bucket_and_key(uri)
         try:
             self.cloud.client("s3", region).head_object(Bucket=bucket, Key=key)

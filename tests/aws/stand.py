@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from urllib.request import Request, urlopen
 import boto3
 import docker
 from botocore.config import Config
+from botocore.exceptions import ClientError
 
+from builds.sandboxes.docker import JOB_LABEL
+from tests.aws.calls import OWN_ROLE
 from tests.aws.registry import PASSWORD, serving_registry
 
 ROOT = Path(__file__).parent.parent.parent
-REGIONS = ("us-west-1", "us-west-2")
 ONCE = Config(retries={"total_max_attempts": 1})
 
 
@@ -30,6 +32,7 @@ class Stand:
     url: str
     registry: str
     record: Path
+    pid: int
 
     def environment(self, role: str = "AKIATEST", region: str = "us-west-1") -> dict[str, str]:
         """Variables with which a process of ours works on this stand, known to the record as `role`."""
@@ -83,8 +86,16 @@ class Stand:
                 paid.add(work)
         return found
 
-    def push(self, image: str, repository: str) -> str:
+    def containers(self) -> list[str]:
+        """What runs for this stand's jobs and endpoints, by their names."""
+        found = docker.from_env().containers.list(filters={"label": JOB_LABEL}, ignore_removed=True)
+        marks = [made.labels[JOB_LABEL].split(":") for made in found]
+        return [name for _, pid, _, name in marks if int(pid) == self.pid]
+
+    def push(self, image: str, repository: str, region: str = "us-west-1") -> str:
         """The address by digest under which SageMaker finds this image of the local engine."""
+        with suppress(ClientError):  # it is there
+            self.client("ecr", region, OWN_ROLE).create_repository(repositoryName=repository)
         client, address = docker.from_env(), f"{self.registry}/{repository}"
         client.images.get(image).tag(address)
         said = client.images.push(
@@ -117,7 +128,7 @@ def running_stand(folder: Path) -> Iterator[Stand]:
         try:
             line = process.stdout.readline().decode()
             assert line.startswith("aws ready "), (folder / "aws.log").read_text()
-            yield Stand(line.split()[-1], registry, record)
+            yield Stand(line.split()[-1], registry, record, process.pid)
         finally:
             process.terminate()
             process.wait(60)

@@ -77,10 +77,6 @@ def answers(s3):
     return [json.loads(line) for line in s3.get_object(Bucket=BUCKET, Key=OUTPUT)["Body"].read().splitlines()]
 
 
-def containers():
-    return docker.from_env().containers.list(filters={"label": "dyna.job"}, ignore_removed=True)
-
-
 @pytest.mark.parametrize(
     ("strategy", "content_type"), [("MultiRecord", "application/jsonlines"), ("SingleRecord", "application/json")]
 )
@@ -112,7 +108,7 @@ def test_a_transform_job_runs_the_image_and_leaves_answers_log_and_metrics(
     )
     assert 0 < memory["Datapoints"][0]["Average"] < 100
     assert sagemaker.list_tags(ResourceArn=job["TransformJobArn"])["Tags"] == [{"Key": "inference", "Value": "1"}]
-    assert containers() == []
+    assert stand.containers() == []
 
 
 def test_a_dying_model_fails_its_job_with_an_algorithm_error(stand, sagemaker, s3, pushed):
@@ -127,21 +123,24 @@ def test_a_dying_model_fails_its_job_with_an_algorithm_error(stand, sagemaker, s
     assert "exit code 3" in job["FailureReason"]
 
 
-def test_a_stopped_job_ends_its_container(sagemaker, s3, pushed):
+def test_a_stopped_job_ends_its_container(stand, sagemaker, s3, pushed):
     create_model(sagemaker, pushed)
     store(s3, "sleep")
     start(sagemaker)
-    assert wait_for(containers)
+    assert wait_for(stand.containers)
 
     sagemaker.stop_transform_job(TransformJobName="ts1-i1-r1")
 
     assert ended(sagemaker)["TransformJobStatus"] == "Stopped"
-    assert containers() == []
+    assert stand.containers() == []
     assert refusal(sagemaker.stop_transform_job, TransformJobName="ts1-i1-r1")[0] == "ValidationException"
 
 
 def test_an_image_that_the_registry_does_not_have_is_a_client_error(stand, sagemaker, s3):
-    create_model(sagemaker, f"{stand.registry}/nothing@sha256:{'0' * 64}")
+    image = f"{stand.registry}/nothing@sha256:{'0' * 64}"
+    assert "Requested image" in refusal(create_model, sagemaker, image)[1]
+    stand.client("ecr").create_repository(repositoryName="nothing")
+    create_model(sagemaker, image)
     store(s3, "fine")
     start(sagemaker)
 
@@ -235,7 +234,7 @@ def test_an_endpoint_answers_from_its_container_until_it_is_deleted(stand, sagem
     assert [call["iam"] for call in stand.calls(role="AKIAWEB")] == ["sagemaker:InvokeEndpoint"] * 2
     sagemaker.delete_endpoint(EndpointName="ts1-a")
     assert refusal(runtime.invoke_endpoint, EndpointName="ts1-a", Body=body)[0] == "ValidationError"
-    assert containers() == []
+    assert stand.containers() == []
 
 
 @pytest.mark.parametrize("login", [None, {"username": "AWS", "password": "wrong"}])
