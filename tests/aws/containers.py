@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,12 +94,15 @@ class Host:
         DockerSandbox().sweep(())
 
     def close(self) -> None:
-        """Our containers and what we pulled for them are gone."""
+        """Our containers, their folders and what we pulled for them are gone."""
         ours = f"dyna-{folder.installation()}:{os.getpid()}:"
         with engine() as client:
             for left in client.containers.list(all=True, filters={"label": JOB_LABEL}, ignore_removed=True):
                 if left.labels[JOB_LABEL].startswith(ours):
                     remove(left)
+        for job in Path(tempfile.gettempdir()).glob(f"dyna-{folder.installation()}-*/{folder.JOB_FILE}"):
+            if job.read_text().startswith(ours):
+                folder.erase(job.parent)
         for image in self._pulled:
             with contextlib.suppress(SandboxError), engine() as client:
                 client.images.remove(image)
