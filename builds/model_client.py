@@ -59,13 +59,14 @@ class ModelClient:
 
     def predict(self, example: dict[str, Any]) -> bytes:
         """The answer to one example."""
-        return self._invoke(json.dumps(example).encode(), "application/json")
+        return self.invoke(json.dumps(example).encode(), "application/json")
 
     def predict_lines(self, lines: Sequence[bytes]) -> bytes:
         """The answers to a batch of examples, a line each."""
-        return self._invoke(b"".join(lines), "application/jsonlines")
+        return self.invoke(b"".join(lines), "application/jsonlines")
 
-    def _invoke(self, body: bytes, content_type: str) -> bytes:
+    def invoke(self, body: bytes, content_type: str) -> bytes:
+        """The answer to a body as it is."""
         try:
             status, answer = self._request("POST", "/invocations", body, content_type)
         except TimeoutError as error:

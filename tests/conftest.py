@@ -29,6 +29,7 @@ PARTS = {
     "bwrap": lambda: shutil.which("bwrap"),
     "mariadb": lambda: shutil.which("mariadbd"),
     "chromium": lambda: shutil.which("chromium"),
+    "aws": lambda: Path("/var/run/docker.sock").exists() and shutil.which("docker-registry"),
 }
 IO_YAML = """
 context: []

@@ -1,0 +1,62 @@
+"""One stand for a whole test run, an empty account for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from builds.image import ImageBuilder, new_workdir
+from builds.sandboxes.docker import DockerSandbox
+from examples.pack import pack
+from tests.aws.stand import Stand, running_stand
+
+
+class Quiet:
+    """A recorder that keeps nothing."""
+
+    @contextmanager
+    def step(self, name, command=""):
+        yield lambda output: None
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory) -> Iterator[Stand]:
+    with running_stand(tmp_path_factory.mktemp("aws")) as stand:
+        yield stand
+
+
+@pytest.fixture
+def stand(running) -> Stand:
+    """AWS without faults and limits, and empty but for a bucket in each region."""
+    running.steer("POST", "reset")
+    return running
+
+
+@pytest.fixture(scope="session")
+def built() -> Iterator[list[str]]:
+    """The obedient model's image, once a test has made it."""
+    images: list[str] = []
+    yield images
+    for image in images:
+        DockerSandbox().remove(image)
+
+
+@pytest.fixture
+def obedient_image(built, task, shared_cache, tmp_path) -> str:
+    """A small model's image in the local docker engine."""
+    if not built:
+        archive = tmp_path / "model.tar.gz"
+        pack(Path(__file__).parent / "model", archive)
+        with new_workdir("stand") as workdir:
+            builder = ImageBuilder(DockerSandbox(), Quiet(), task, "obedient", "stand")
+            built.append(builder.build(archive, workdir).digest)
+    return built[0]
+
+
+@pytest.fixture
+def pushed(stand, obedient_image) -> str:
+    """Its address by digest in the stand's registry."""
+    return stand.push(obedient_image, "obedient")
