@@ -43,8 +43,10 @@ def _start(endpoint: Endpoint) -> None:
 
 def can_redeploy(submission: Submission) -> bool:
     """Whether its task has endpoints, it has an image, and no endpoint of it is up or on its way."""
+    if not submission.task.build_config.create_endpoint or submission.status not in LIVE:
+        return False
     build = Build.newest(submission)
-    if not submission.task.build_config.create_endpoint or submission.status not in LIVE or build is None:
+    if build is None:
         return False
     return build.status == Build.Status.SUCCEEDED and not live_endpoints().filter(build=build).exists()
 
