@@ -182,6 +182,7 @@ LOGGING = {
     "loggers": {
         "django": {"handlers": [], "level": "INFO", "propagate": True},
         "django.server": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+        "botocore": {"level": "WARNING"},
         "django-q": {"handlers": [], "level": "WARNING", "propagate": True},
     },
 }

@@ -10,7 +10,9 @@ import pytest
 
 from builds.image import ImageBuilder, new_workdir
 from builds.sandboxes.docker import DockerSandbox
+from dynabench_site.settings import PROFILES
 from examples.pack import pack
+from tests.aws.hosts import ROLE, SECRET_KEY, installation
 from tests.aws.stand import Stand, running_stand
 
 
@@ -60,3 +62,17 @@ def obedient_image(built, task, shared_cache, tmp_path) -> str:
 def pushed(stand, obedient_image) -> str:
     """Its address by digest in the stand's registry."""
     return stand.push(obedient_image, "obedient")
+
+
+@pytest.fixture
+def production(transactional_db, eval_servers, stand, settings, monkeypatch, shared_cache, tmp_path):
+    """A production installation without hosts yet; this process sees its database and its files."""
+    for name, value in stand.environment().items():
+        monkeypatch.setenv(name, value)
+    settings.STORAGE_FOR = PROFILES["production"]["STORAGE_FOR"]
+    settings.DEPLOYER = PROFILES["production"]["DEPLOYER"]
+    settings.INFERENCE_RUNNER = PROFILES["production"]["INFERENCE_RUNNER"]
+    settings.SAGEMAKER_ROLE = ROLE
+    settings.SECRET_KEY = SECRET_KEY
+    with installation(stand, tmp_path / "hosts") as made:
+        yield made

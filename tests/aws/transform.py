@@ -53,6 +53,7 @@ class Job:
     order: Order | None
     runs: int = 0
     host: str = ""
+    stream: str = ""
     instance: Instance | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -154,6 +155,7 @@ class TransformJobs:
         end: dict[str, Any]
         with self.resources.lock:
             job.kept["TransformStartTime"], job.host = now(), f"{job.name}/i-{secrets.token_hex(8)}"
+            job.stream = f"{job.host}-{int(time.time())}"
         try:
             self._obey(job)
             if not job.stopping.is_set():
@@ -190,11 +192,11 @@ class TransformJobs:
                 for uri, content in self._outputs(job, client):
                     self._store(job, uri, content)
             except ModelError as error:
-                self.cloud.log(job.region, GROUP, f"{job.host}/data-log", f"[sagemaker logs]: {error.detail}")
+                self.cloud.log(job.region, GROUP, f"{job.stream}/data-log", f"[sagemaker logs]: {error.detail}")
                 raise
             finally:
                 client.close()
-                self.cloud.log(job.region, GROUP, job.host, job.instance.server.log_tail())
+                self.cloud.log(job.region, GROUP, job.stream, job.instance.server.log_tail())
             self._measure(job, job.instance.utilization(time.monotonic() - started))
 
     def _model_data(self, job: Job) -> bytes | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -109,11 +110,13 @@ def send(owner: User, task: Task, archive: bytes, name: str) -> Submission:
     return services.accept(submission, manifest, size=len(archive), sha256=hashlib.sha256(archive).hexdigest())
 
 
-def trivial_archive(name: str, folder: Path) -> bytes:
-    """The majority model under another name."""
+def trivial_archive(name: str, folder: Path, *, task: str = "sentiment") -> bytes:
+    """The majority model under another name, for any task with its labels."""
     project = folder / name
     shutil.copytree(EXAMPLES / "majority", project)
     (project / ".dynalab/majority").rename(project / ".dynalab" / name)
+    config = project / ".dynalab" / name / "setup_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"task": task}))
     return archive_bytes(project)
 
 
