@@ -109,7 +109,7 @@ class Call:
             call.action = parse_qs(body.decode()).get("Action", [""])[0]
         call.service = {"monitoring": "cloudwatch"}.get(call.service, call.service)
         if named := next((call.request[key] for key in NAMES if call.request.get(key)), None):
-            call.name = named.rpartition("/")[2] if key_is_address(named) else named
+            call.name = named.rpartition("/")[2] if named.startswith(("http:", "https:", "arn:")) else named
         return call
 
     def _read_s3(self, path: str, query: dict[str, list[str]], is_copy: bool) -> None:
@@ -157,13 +157,9 @@ class Call:
         if self.service == "s3":
             text = f"<Error><Code>{code}</Code><Message>{message}</Message><RequestId>1</RequestId></Error>"
             return Response(text, refused.status, content_type="application/xml")
-        if self.request or self.service != "sts":
-            text = json.dumps({"__type": refused.code, "message": refused.message})
-            headers = {"X-Amzn-Errortype": refused.code}
-            return Response(text, refused.status, headers, content_type="application/x-amz-json-1.1")
-        text = f"<ErrorResponse><Error><Code>{code}</Code><Message>{message}</Message></Error></ErrorResponse>"
-        return Response(text, refused.status, content_type="text/xml")
-
-
-def key_is_address(name: str) -> bool:
-    return name.startswith(("http:", "https:", "arn:"))
+        if self.service == "sts":
+            text = f"<ErrorResponse><Error><Code>{code}</Code><Message>{message}</Message></Error></ErrorResponse>"
+            return Response(text, refused.status, content_type="text/xml")
+        text = json.dumps({"__type": refused.code, "message": refused.message})
+        headers = {"X-Amzn-Errortype": refused.code}
+        return Response(text, refused.status, headers, content_type="application/x-amz-json-1.1")

@@ -11,10 +11,9 @@ from typing import Any
 from werkzeug.wrappers import Response
 
 from builds.model_client import ModelClient, ModelError
-from builds.sandboxes.policy import SandboxError
 from tests.aws.calls import Refused
 from tests.aws.cloud import Cloud, bucket_and_key, now
-from tests.aws.containers import Host, Instance, NoImage
+from tests.aws.containers import Host, Instance
 from tests.aws.resources import Limits, Resources
 
 LOAD_SECONDS = 300
@@ -112,7 +111,7 @@ class Endpoints:
             data = self.cloud.read(region, *bucket_and_key(uri)) if uri else None
             instance = stack.enter_context(self.host.run(model, data, endpoint["EndpointName"]))
             self._wait_until_it_serves(region, endpoint["EndpointName"], instance)
-        except (ModelError, NoImage, SandboxError) as error:
+        except Exception as error:  # noqa: BLE001
             stack.close()
             reason = f"The container did not pass the ping health check. {error}"
             with self.resources.lock:

@@ -91,8 +91,10 @@ class Faults:
 def refused(effect: str, call: Call) -> Refused:
     is_s3 = call.service == "s3"
     match effect:
+        case "throttle" if is_s3:
+            return Refused("SlowDown", "Reduce your request rate.", 503)
         case "throttle":
-            return Refused("SlowDown", "Reduce your request rate.", 503) if is_s3 else throttled()
+            return Refused("ThrottlingException", "Rate exceeded")
         case "quota":
             return Refused("ResourceLimitExceeded", "The account-level service limit is reached.")
         case "expired":
@@ -100,7 +102,3 @@ def refused(effect: str, call: Call) -> Refused:
             return Refused(code, "The security token included in the request is expired")
         case _:
             return Refused("InternalError" if is_s3 else "InternalFailure", "We encountered an internal error.", 500)
-
-
-def throttled() -> Refused:
-    return Refused("ThrottlingException", "Rate exceeded")

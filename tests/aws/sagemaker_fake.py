@@ -54,8 +54,8 @@ class SageMaker:
         return Response(answer, content_type="application/x-amz-json-1.1")
 
     def reset(self) -> None:
+        self.jobs.reset()  # without the lock, which jobs take as they end
         with self.resources.lock:
-            self.jobs.reset()
             self.endpoints.reset()
             self.resources.clear()
             self.limits.by_region = {}

@@ -27,11 +27,9 @@ def s3(stand):
     return stand.client("s3")
 
 
-def create_model(sagemaker, image, name="ts1-a", **more):
-    primary = {"Image": image, "Environment": {"MODE": "test"}}
-    return sagemaker.create_model(
-        ModelName=name, PrimaryContainer=primary, ExecutionRoleArn=ROLE, EnableNetworkIsolation=True, **more
-    )
+def create_model(sagemaker, image, name="ts1-a", mode="test", **more):
+    primary = {"Image": image, "Environment": {"MODE": mode}} | more
+    sagemaker.create_model(ModelName=name, PrimaryContainer=primary, ExecutionRoleArn=ROLE, EnableNetworkIsolation=True)
 
 
 def store(s3, *statements):
@@ -213,34 +211,89 @@ def test_a_lost_answer_leaves_a_paid_job(stand, sagemaker, s3):
     assert [job["name"] for job in stand.jobs()] == ["ts1-i1-r1"]
 
 
+def test_all_objects_below_the_prefix_are_answered_and_the_models_data_is_there(sagemaker, s3, pushed, obedient):
+    s3.put_object(Bucket=BUCKET, Key="archive.tar.gz", Body=obedient.archive)
+    store(s3, "data")
+    s3.copy_object(Bucket=BUCKET, Key=f"{INPUTS}.more", CopySource=f"{BUCKET}/{INPUTS}")
+    missing = refusal(create_model, sagemaker, pushed, ModelDataUrl=f"s3://{BUCKET}/absent.tar.gz")
+    create_model(sagemaker, pushed, ModelDataUrl=f"s3://{BUCKET}/archive.tar.gz")
+    start(sagemaker)
+
+    assert "Could not find model data" in missing[1]
+    job = ended(sagemaker)
+    assert job["TransformJobStatus"] == "Completed", job
+    assert [answer["label"] for answer in answers(s3)] == ["archive.stand.mar"]
+    found = s3.list_objects_v2(Bucket=BUCKET, Prefix="predictions/ts1-a/raw/sentiment/")["Contents"]
+    assert [each["Key"] for each in found] == [OUTPUT.replace(".jsonl.out", ".jsonl.more.out"), OUTPUT]
+
+
+def test_output_and_metrics_may_come_late(stand, sagemaker, s3, pushed):
+    create_model(sagemaker, pushed)
+    store(s3, "fine")
+    stand.order({"outcome": "late output", "seconds": 1})
+    stand.late_metrics(1)
+    start(sagemaker)
+    cloudwatch = stand.client("cloudwatch")
+
+    assert ended(sagemaker)["TransformJobStatus"] == "Completed"
+    assert refusal(s3.get_object, Bucket=BUCKET, Key=OUTPUT)[0] == "NoSuchKey"
+    assert cloudwatch.list_metrics(Namespace="/aws/sagemaker/TransformJobs")["Metrics"] == []
+    assert wait_for(lambda: cloudwatch.list_metrics(Namespace="/aws/sagemaker/TransformJobs")["Metrics"])
+    assert wait_for(lambda: s3.list_objects_v2(Bucket=BUCKET, Prefix="predictions/")["KeyCount"] == 1)
+
+
+def create_endpoint(sagemaker, name="ts1-a"):
+    variant = {"VariantName": "AllTraffic", "ModelName": "ts1-a", "InstanceType": "ml.m5.large"}
+    sagemaker.create_endpoint_config(
+        EndpointConfigName=name, ProductionVariants=[variant | {"InitialInstanceCount": 1}]
+    )
+    sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
+
+
+def started(sagemaker, name="ts1-a"):
+    def described():
+        endpoint = sagemaker.describe_endpoint(EndpointName=name)
+        return endpoint if endpoint["EndpointStatus"] != "Creating" else None
+
+    return wait_for(described)
+
+
 def test_an_endpoint_answers_from_its_container_until_it_is_deleted(stand, sagemaker, pushed):
     create_model(sagemaker, pushed)
-    variant = {"VariantName": "AllTraffic", "ModelName": "ts1-a", "InstanceType": "ml.m5.large"}
-    config = {"EndpointConfigName": "ts1-a", "ProductionVariants": [variant | {"InitialInstanceCount": 1}]}
-    sagemaker.create_endpoint_config(**config)
-    sagemaker.create_endpoint(EndpointName="ts1-a", EndpointConfigName="ts1-a")
-    assert wait_for(lambda: sagemaker.describe_endpoint(EndpointName="ts1-a")["EndpointStatus"] == "InService")
-
+    create_endpoint(sagemaker)
+    assert started(sagemaker)["EndpointStatus"] == "InService"
     runtime = stand.client("sagemaker-runtime", role="AKIAWEB")
-    body = json.dumps({"uid": "7", "statement": "fine"})
+    body, died = (json.dumps({"uid": "7", "statement": text}) for text in ("fine", "die"))
+
     answer = runtime.invoke_endpoint(EndpointName="ts1-a", Body=body, ContentType="application/json")["Body"].read()
 
     assert json.loads(answer)["id"] == "7"
-    assert (
-        refusal(sagemaker.create_endpoint, EndpointName="ts1-a", EndpointConfigName="ts1-a")[0] == "ValidationException"
-    )
-    died = json.dumps({"uid": "8", "statement": "die"})
     assert refusal(runtime.invoke_endpoint, EndpointName="ts1-a", Body=died)[0] == "ModelError"
     assert [call["iam"] for call in stand.calls(role="AKIAWEB")] == ["sagemaker:InvokeEndpoint"] * 2
+    metrics = stand.client("cloudwatch").list_metrics(Namespace="AWS/SageMaker", MetricName="Invocations")["Metrics"]
+    assert {"Name": "EndpointName", "Value": "ts1-a"} in metrics[0]["Dimensions"]
     sagemaker.delete_endpoint(EndpointName="ts1-a")
     assert refusal(runtime.invoke_endpoint, EndpointName="ts1-a", Body=body)[0] == "ValidationError"
     assert stand.containers() == []
 
 
+def test_an_endpoint_whose_model_does_not_load_says_why(stand, sagemaker, pushed):
+    stand.limits({"us-west-1": {"ml.m5.large": 1}})
+    create_model(sagemaker, pushed, mode="broken")
+    create_endpoint(sagemaker)
+
+    assert "weights are of another model" in started(sagemaker)["FailureReason"]
+    assert stand.containers() == []
+    assert "already existing endpoint" in refusal(create_endpoint, sagemaker)[1]
+    assert refusal(create_endpoint, sagemaker, "ts2-b")[0] == "ResourceLimitExceeded"
+    sagemaker.delete_endpoint_config(EndpointConfigName="ts2-b")
+    assert "Could not find endpoint" in refusal(sagemaker.describe_endpoint_config, EndpointConfigName="ts2-b")[1]
+
+
 @pytest.mark.parametrize("login", [None, {"username": "AWS", "password": "wrong"}])
-def test_the_registry_refuses_a_wrong_or_missing_login(stand, obedient_image, login):
+def test_the_registry_refuses_a_wrong_or_missing_login(stand, obedient, login):
     client, address = docker.from_env(), f"{stand.registry}/stranger"
-    client.images.get(obedient_image).tag(address)
+    client.images.get(obedient.image).tag(address)
 
     said = list(client.images.push(address, auth_config=login, stream=True, decode=True))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from tests.aws.resources import Limits, Resources
 GROUP = NAMESPACE = "/aws/sagemaker/TransformJobs"
 KIND = "transform-job"
 JOB_SECONDS = 3600
+STOP_SECONDS = 60
 MAX_ANSWER_BYTES = 100 << 20
 OUTCOMES = ("failed", "stopped", "no output", "partial output", "late output", "held")
 
@@ -79,6 +80,8 @@ class TransformJobs:
         self.late_metrics = 0.0
         self.jobs: list[Job] = []
         self.orders: list[Order] = []
+        self._runs: list[Future[None]] = []
+        self._timers: list[threading.Timer] = []
         self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="transform")
 
     def create_transform_job(self, region: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +100,7 @@ class TransformJobs:
         self.resources.add(region, KIND, name, request | {"TransformJobArn": arn, "TransformJobStatus": "InProgress"})
         job = Job(region, self.resources[arn], model, self._order_for(name))
         self.jobs.append(job)
-        self._pool.submit(self._run, job)
+        self._runs.append(self._pool.submit(self._run, job))
         return {"TransformJobArn": arn}
 
     def describe_transform_job(self, region: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -135,9 +138,13 @@ class TransformJobs:
         ]
 
     def reset(self) -> None:
+        """No job is left, nor anything that one would still write."""
         for job in self.jobs:
             job.stop()
-        self.jobs, self.orders, self.late_metrics = [], [], 0.0
+        wait(self._runs, STOP_SECONDS)
+        for timer in self._timers:
+            timer.cancel()
+        self.jobs, self.orders, self.late_metrics, self._runs, self._timers = [], [], 0.0, [], []
 
     def _find(self, region: str, name: str) -> Job:
         for job in self.jobs:
@@ -227,23 +234,23 @@ class TransformJobs:
             lines = content.splitlines(keepends=True)
             content = b"".join(lines[: len(lines) // 2])
         if job.wants("late output"):
-            later(job.order.seconds, self.cloud.write, job.region, uri, content)
+            self._later(job.order.seconds, self.cloud.write, job.region, uri, content)
         else:
             self.cloud.write(job.region, uri, content)
 
     def _measure(self, job: Job, used: dict[str, float]) -> None:
         values = [(name, percent, "Percent", now()) for name, percent in used.items()]
-        later(self.late_metrics, self.cloud.measure, job.region, NAMESPACE, {"Host": job.host}, values)
+        self._later(self.late_metrics, self.cloud.measure, job.region, NAMESPACE, {"Host": job.host}, values)
+
+    def _later(self, seconds: float, act: Callable[..., None], *arguments: Any) -> None:
+        if not seconds:
+            act(*arguments)
+            return
+        timer = threading.Timer(seconds, act, arguments)
+        timer.daemon = True
+        timer.start()
+        self._timers.append(timer)
 
 
 def failed(reason: str) -> dict[str, Any]:
     return {"TransformJobStatus": "Failed", "FailureReason": reason[:1024]}
-
-
-def later(seconds: float, act: Any, *arguments: Any) -> None:
-    if not seconds:
-        act(*arguments)
-        return
-    timer = threading.Timer(seconds, act, arguments)
-    timer.daemon = True
-    timer.start()

@@ -1,0 +1,54 @@
+"""What goes wrong on AWS costs time, never a model, an attempt, or the price of a second job."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from django.core.management import call_command
+
+from builds.models import Build
+from dynabench_site.jobs import all_models
+from evaluations.dataset_files import store_dataset_file
+from evaluations.models import Inference
+from submissions.models import Submission
+from tasks_catalog.models import Dataset
+from tests.aws.stand import wait_for
+from tests.aws.test_production import all_ended, how_they_are, make_task
+from tests.conftest import EXAMPLES, jsonl
+from tests.pipeline.conftest import send, trivial_archive
+
+pytestmark = [pytest.mark.aws, pytest.mark.timeout(3600)]
+EVALUATIONS = int(os.environ.get("DYNABENCH_TEST_EVALUATIONS") or 30)
+DATASETS = 5
+# Together a fifth of all calls.
+FAULTS = {"throttle": 0.06, "error": 0.04, "lost": 0.04, "reset": 0.03, "slow": 0.02, "truncated": 0.01}
+
+
+def test_a_fifth_of_all_calls_fails_and_every_evaluation_ends_once(production, stand, user, tmp_path):
+    task = make_task("sentiment", region="us-west-2", eval_server="default")
+    for number in range(1, DATASETS):
+        store_dataset_file(Dataset(task=task, name=f"tweets-{number}"), jsonl(EXAMPLES))
+    for number in range(EVALUATIONS // DATASETS):
+        name = f"model-{number}"
+        send(user, task, trivial_archive(name, tmp_path), name)
+    stand.faults(
+        *({"effect": effect, "share": share, "seed": seed} for seed, (effect, share) in enumerate(FAULTS.items())),
+        {"effect": "quota", "action": "CreateTransformJob", "times": 3},
+    )
+
+    for name in ("build", "default"):
+        production.cluster(name)
+
+    assert wait_for(all_ended, 60 + 20 * EVALUATIONS), how_they_are()
+    fired = stand.fired()
+    stand.faults()
+    assert all(fired), fired
+    assert set(Submission.objects.values_list("status", flat=True)) == {"evaluated"}, how_they_are()
+    assert Inference.objects.filter(status="succeeded").count() == EVALUATIONS
+    assert stand.doubly_paid() == []
+    assert {job["status"] for job in stand.jobs()} == {"Completed"} and len(stand.jobs()) == EVALUATIONS
+    for model in all_models():
+        assert not model.objects.filter(attempts__gt=1).exists(), how_they_are()
+    assert Build.objects.count() == EVALUATIONS // DATASETS
+    call_command("check_invariants")
