@@ -50,8 +50,12 @@ def create(cluster: str) -> None:
 
 
 def is_silent(cluster: str) -> bool:
-    """Whether no bell waits in the cluster's queue."""
-    return not get_broker(queue_name(cluster)).queue_size()
+    """Whether no bell waits in the cluster's queue; a queue that can't be asked is left alone for now."""
+    try:
+        return not get_broker(queue_name(cluster)).queue_size()
+    except NotYet as error:
+        logger.warning("the queue of %s can't be asked: %s", cluster, error)
+        return False
 
 
 def ring_again(message: str, pks: Iterable[int | str], *, cluster: str) -> None:
@@ -65,5 +69,7 @@ def ring_again(message: str, pks: Iterable[int | str], *, cluster: str) -> None:
 def _ring(message: str, pk: int | str, cluster: str) -> None:
     try:
         async_task(message, pk, cluster=queue_name(cluster))
-    except (DatabaseError, OSError, NotYet):
+    except NotYet as error:
+        logger.warning("could not ring %s for %s %s: %s", cluster, message, pk, error)
+    except (DatabaseError, OSError):
         logger.exception("could not ring %s for %s %s", cluster, message, pk)

@@ -43,7 +43,8 @@ RIGHTS = {
     "SignatureDoesNotMatch",
     "RequestExpired",
 }
-FIRST_PAUSE, LONGEST_PAUSE, QUOTA_PAUSE = 2, 300, 300  # seconds
+FIRST_PAUSE, LONGEST_PAUSE = 2, 300  # seconds
+QUOTA_PAUSE = 10 * settings.LEASE_SECONDS
 
 
 def client(service: str, region: str, config: Config = CONFIG) -> Any:

@@ -9,10 +9,11 @@ from django.core.management import call_command
 
 from builds.models import Build
 from dynabench_site.jobs import all_models
+from dynabench_site.state import StatusEvent
 from evaluations.dataset_files import store_dataset_file
 from evaluations.models import Inference
 from submissions.models import Submission
-from tasks_catalog.models import Dataset
+from tasks_catalog.models import Dataset, EvalServer
 from tests.aws.stand import wait_for
 from tests.aws.test_production import all_ended, how_they_are, make_task
 from tests.conftest import EXAMPLES, jsonl
@@ -25,10 +26,18 @@ DATASETS = 5
 FAULTS = {"throttle": 0.06, "error": 0.04, "lost": 0.04, "reset": 0.03, "slow": 0.02, "truncated": 0.01}
 
 
+def spent_attempts() -> list[tuple[str, str]]:
+    """What jobs went back to the queue for, where that cost them an attempt."""
+    rows = [(model._meta.model_name, job.pk) for model in all_models() for job in model.objects.filter(attempts__gt=1)]
+    events = StatusEvent.objects.filter(source="running", target="queued").order_by("pk")
+    return [(f"{name} {pk}", event.reason) for name, pk in rows for event in events.filter(model=name, object_pk=pk)]
+
+
 def test_a_fifth_of_all_calls_fails_and_every_evaluation_ends_once(production, stand, user, tmp_path):
     task = make_task("sentiment", region="us-west-2", eval_server="default")
     for number in range(1, DATASETS):
         store_dataset_file(Dataset(task=task, name=f"tweets-{number}"), jsonl(EXAMPLES))
+    EvalServer.objects.update(max_inferences=8)
     for number in range(EVALUATIONS // DATASETS):
         name = f"model-{number}"
         send(user, task, trivial_archive(name, tmp_path), name)
@@ -48,7 +57,6 @@ def test_a_fifth_of_all_calls_fails_and_every_evaluation_ends_once(production, s
     assert Inference.objects.filter(status="succeeded").count() == EVALUATIONS
     assert stand.doubly_paid() == []
     assert {job["status"] for job in stand.jobs()} == {"Completed"} and len(stand.jobs()) == EVALUATIONS
-    for model in all_models():
-        assert not model.objects.filter(attempts__gt=1).exists(), how_they_are()
+    assert spent_attempts() == []
     assert Build.objects.count() == EVALUATIONS // DATASETS
     call_command("check_invariants")

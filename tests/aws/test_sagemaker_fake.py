@@ -92,8 +92,9 @@ def test_a_transform_job_runs_the_image_and_leaves_answers_log_and_metrics(
     assert [answer["id"] for answer in answers(s3)] == ["0", "1", "2"]
     logs = stand.client("logs")
     streams = logs.describe_log_streams(logGroupName="/aws/sagemaker/TransformJobs", logStreamNamePrefix="ts1-i1-r1/")
-    host = streams["logStreams"][0]["logStreamName"]
-    events = logs.get_log_events(logGroupName="/aws/sagemaker/TransformJobs", logStreamName=host)["events"]
+    stream = streams["logStreams"][0]["logStreamName"]
+    host = stream.rpartition("-")[0]
+    events = logs.get_log_events(logGroupName="/aws/sagemaker/TransformJobs", logStreamName=stream)["events"]
     assert "asked ['statement', 'uid']" in [event["message"] for event in events]
     memory = stand.client("cloudwatch").get_metric_statistics(
         Namespace="/aws/sagemaker/TransformJobs",
