@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -38,38 +37,38 @@ def stand(running) -> Stand:
     return running
 
 
-@dataclass(frozen=True)
-class Obedient:
-    """A small model: its image in the local docker engine, and the archive that SageMaker mounts."""
-
-    image: str
-    archive: bytes
+@pytest.fixture(scope="session")
+def built() -> Iterator[list[str]]:
+    """The obedient model's image, once a test has made it."""
+    images: list[str] = []
+    yield images
+    for image in images:
+        DockerSandbox().remove(image)
 
 
 @pytest.fixture(scope="session")
-def built() -> Iterator[list[Obedient]]:
-    """The obedient model, once a test has built it."""
-    models: list[Obedient] = []
-    yield models
-    for model in models:
-        DockerSandbox().remove(model.image)
+def model_archive(tmp_path_factory) -> Path:
+    """Where the archive is that belongs to the obedient model's image."""
+    return tmp_path_factory.mktemp("obedient") / "archive.tar.gz"
 
 
 @pytest.fixture
-def obedient(built, task, shared_cache, tmp_path) -> Obedient:
+def obedient_image(built, model_archive, task, shared_cache, tmp_path) -> str:
+    """A small model's image in the local docker engine."""
     if not built:
         archive = tmp_path / "model.tar.gz"
         pack(Path(__file__).parent / "model", archive)
         with new_workdir("stand") as workdir:
             made = ImageBuilder(DockerSandbox(), Quiet(), task, "obedient", "stand").build(archive, workdir)
-            built.append(Obedient(made.digest, made.mar_archive.read_bytes()))
+            model_archive.write_bytes(made.mar_archive.read_bytes())
+        built.append(made.digest)
     return built[0]
 
 
 @pytest.fixture
-def pushed(stand, obedient) -> str:
-    """Its image's address by digest in the stand's registry."""
-    return stand.push(obedient.image, "obedient")
+def pushed(stand, obedient_image) -> str:
+    """Its address by digest in the stand's registry."""
+    return stand.push(obedient_image, "obedient")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import argparse
 import ctypes
 import json
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -24,28 +23,13 @@ from werkzeug.wrappers import Request, Response
 from dynabench_site.processes import PR_SET_PDEATHSIG
 from tests.aws.cloud import Cloud
 from tests.aws.containers import Host
+from tests.aws.ecr import Ecr
 from tests.aws.faults import Faults
 from tests.aws.loopback import loopback_server
 from tests.aws.recorder import Recorder
 from tests.aws.sagemaker_fake import SageMaker
 
-ECR_HOST = re.compile(rb"\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com")
 REGIONS = ("us-west-1", "us-west-2")
-
-
-class LoopbackRegistry:
-    """ECR's answers name the registry on loopback instead of Amazon's."""
-
-    def __init__(self, app: Any, registry: str) -> None:
-        self.app, self.registry = app, registry.encode()
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if environ["stand.call"].service != "ecr":
-            return self.app(environ, start_response)
-        answer = Response.from_app(self.app, environ, buffered=True)
-        text = answer.get_data().replace(b"https://", b"http://")
-        answer.set_data(ECR_HOST.sub(self.registry, text))
-        return answer(environ, start_response)
 
 
 class Stand:
@@ -56,8 +40,8 @@ class Stand:
         self.url = f"http://127.0.0.1:{self.server.port}"
         self.host = Host(registry)
         self.cloud = Cloud(self.url)
-        moto = LoopbackRegistry(DomainDispatcherApplication(create_backend_app), registry)
-        self.sagemaker = SageMaker(moto, self.cloud, self.host, parallel)
+        self.ecr = Ecr(DomainDispatcherApplication(create_backend_app), registry)
+        self.sagemaker = SageMaker(self.ecr, self.cloud, self.host, parallel)
         self.faults = Faults(self.sagemaker)
         self.recorder = Recorder(self.faults, record)
 
@@ -98,6 +82,7 @@ class Stand:
         """A new account: empty but for the buckets of the two regions."""
         self.faults.set([])
         self.sagemaker.reset()
+        self.ecr.reset()
         moto_api_backend.reset()
         for region in REGIONS:
             self.cloud.client("s3", region).create_bucket(

@@ -9,6 +9,7 @@ import docker
 import pytest
 from botocore.exceptions import ClientError
 
+from tests.aws.registry import PASSWORD
 from tests.aws.stand import wait_for
 
 pytestmark = pytest.mark.aws
@@ -93,13 +94,12 @@ def test_a_transform_job_runs_the_image_and_leaves_answers_log_and_metrics(
     logs = stand.client("logs")
     streams = logs.describe_log_streams(logGroupName="/aws/sagemaker/TransformJobs", logStreamNamePrefix="ts1-i1-r1/")
     stream = streams["logStreams"][0]["logStreamName"]
-    host = stream.rpartition("-")[0]
     events = logs.get_log_events(logGroupName="/aws/sagemaker/TransformJobs", logStreamName=stream)["events"]
     assert "asked ['statement', 'uid']" in [event["message"] for event in events]
     memory = stand.client("cloudwatch").get_metric_statistics(
         Namespace="/aws/sagemaker/TransformJobs",
         MetricName="MemoryUtilization",
-        Dimensions=[{"Name": "Host", "Value": host}],
+        Dimensions=[{"Name": "Host", "Value": stream.rpartition("-")[0]}],
         StartTime=job["TransformStartTime"] - timedelta(minutes=1),
         EndTime=job["TransformEndTime"] + timedelta(minutes=1),
         Period=60,
@@ -212,8 +212,8 @@ def test_a_lost_answer_leaves_a_paid_job(stand, sagemaker, s3):
     assert [job["name"] for job in stand.jobs()] == ["ts1-i1-r1"]
 
 
-def test_all_objects_below_the_prefix_are_answered_and_the_models_data_is_there(sagemaker, s3, pushed, obedient):
-    s3.put_object(Bucket=BUCKET, Key="archive.tar.gz", Body=obedient.archive)
+def test_all_objects_below_the_prefix_are_answered_and_the_models_data_is_there(sagemaker, s3, pushed, model_archive):
+    s3.put_object(Bucket=BUCKET, Key="archive.tar.gz", Body=model_archive.read_bytes())
     store(s3, "data")
     s3.copy_object(Bucket=BUCKET, Key=f"{INPUTS}.more", CopySource=f"{BUCKET}/{INPUTS}")
     missing = refusal(create_model, sagemaker, pushed, ModelDataUrl=f"s3://{BUCKET}/absent.tar.gz")
@@ -292,9 +292,9 @@ def test_an_endpoint_whose_model_does_not_load_says_why(stand, sagemaker, pushed
 
 
 @pytest.mark.parametrize("login", [None, {"username": "AWS", "password": "wrong"}])
-def test_the_registry_refuses_a_wrong_or_missing_login(stand, obedient, login):
+def test_the_registry_refuses_a_wrong_or_missing_login(stand, obedient_image, login):
     client, address = docker.from_env(), f"{stand.registry}/stranger"
-    client.images.get(obedient.image).tag(address)
+    client.images.get(obedient_image).tag(address)
 
     said = list(client.images.push(address, auth_config=login, stream=True, decode=True))
 
@@ -302,9 +302,24 @@ def test_the_registry_refuses_a_wrong_or_missing_login(stand, obedient, login):
     assert any("no basic auth" in line.get("error", "") or "unauthorized" in line.get("error", "") for line in said)
 
 
-def test_ecr_names_the_registry_on_loopback(stand):
-    ecr = stand.client("ecr")
+def test_ecr_knows_what_was_pushed_and_deletes_it(stand, obedient_image):
+    ecr, login = stand.client("ecr"), {"username": "AWS", "password": PASSWORD}
     uri = ecr.create_repository(repositoryName="ts1-a")["repository"]["repositoryUri"]
-
     assert uri == f"{stand.registry}/ts1-a"
     assert ecr.get_authorization_token()["authorizationData"][0]["proxyEndpoint"] == f"http://{stand.registry}"
+    assert ecr.list_images(repositoryName="ts1-a")["imageIds"] == []
+    client = docker.from_env()
+    client.images.get(obedient_image).tag(uri, "r1")
+    client.images.push(uri, "r1", auth_config=login)
+    client.images.remove(f"{uri}:r1")
+
+    (image,) = ecr.list_images(repositoryName="ts1-a")["imageIds"]
+    wanted = [{"imageTag": "r1"}, {"imageTag": "r2"}]
+    deleted = ecr.batch_delete_image(repositoryName="ts1-a", imageIds=wanted)
+
+    assert image["imageTag"] == "r1"
+    assert deleted["imageIds"] == [image]
+    assert [failure["failureCode"] for failure in deleted["failures"]] == ["ImageNotFound"]
+    assert ecr.list_images(repositoryName="ts1-a")["imageIds"] == []
+    ecr.delete_repository(repositoryName="ts1-a")
+    assert refusal(ecr.list_images, repositoryName="ts1-a")[0] == "RepositoryNotFoundException"
