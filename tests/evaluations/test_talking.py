@@ -10,6 +10,7 @@ import shutil
 import pytest
 from django.test import Client
 
+from builds import sandboxes
 from builds.backends import ModelFault
 from builds.backends.local import LocalDeployer
 from builds.models import Build, Endpoint
@@ -128,6 +129,7 @@ def test_the_image_answers_in_the_sandbox_that_it_was_made_for(sandbox, settings
 
     response = ask(client, submission)
 
+    sandboxes.by_name(sandbox).remove(Build.newest(submission).image)
     assert response.status_code == 200, response.json()
     assert Build.newest(submission).sandbox == sandbox
     assert response.json()["answer"]["label"] == "positive"
