@@ -22,7 +22,7 @@ from builds.one_example import ask, checked
 from builds.sandboxes.policy import ImageMissing, SandboxError, SandboxPolicy
 from dynabench_site.api import ApiError, Conflict
 from dynabench_site.faults import NotYet
-from dynabench_site.jobs import shortened
+from dynabench_site.jobs import JobStumbled, shortened
 from submissions.models import Submission
 from tasks_catalog.formats import FormatError, TaskFormat
 
@@ -85,18 +85,31 @@ def predict(submission: Submission, example: object, *, seconds: float = MAX_SEC
     endpoint = _endpoint(build)
     answered_by, started = "endpoint" if endpoint else "image", time.monotonic()
     try:
-        answer = _ask_endpoint(endpoint, asked, seconds) if endpoint else _ask_image(build, asked, seconds)
+        if endpoint:
+            answer = deployer().invoke(endpoint, json.dumps(asked).encode(), seconds=seconds)
+        else:
+            answer = _ask_image(build, asked, seconds)
         record = checked(answer, asked, submission.task.format)
-    except (ModelError, ModelFault) as error:
+    except (ModelError, ModelFault, NotYet, JobStumbled) as error:
         took = time.monotonic() - started
         logger.info("model %s did not answer: its %s was asked for %.2f s", submission.pk, answered_by, took)
-        if took < seconds:
-            raise ApiError(422, "model_failed", shortened(str(error))) from error
-        detail = f"There was no answer within {seconds:g} s, the start of the model included. {error}"
-        raise ApiError(504, "model_timeout", shortened(detail)) from error
+        raise _refusal(error, seconds, is_late=took >= seconds) from error
     took = time.monotonic() - started
     logger.info("model %s answered: its %s took %.2f s", submission.pk, answered_by, took)
     return {"answer": record, "seconds": round(took, 3), "answered_by": answered_by}
+
+
+def _refusal(error: Exception, seconds: float, *, is_late: bool) -> ApiError:
+    """Whose fault it is that there is no answer: the model's, in its words, or ours, which are for the log."""
+    words = f" {error}" if isinstance(error, (ModelError, ModelFault)) else ""
+    if is_late:
+        detail = f"There was no answer within {seconds:g} s, the start of the model included.{words}"
+        return ApiError(504, "model_timeout", shortened(detail))
+    if words:
+        return ApiError(422, "model_failed", shortened(words.strip()))
+    logger.warning("a live endpoint can't be asked: %s", error)
+    detail = "Its live endpoint can't be reached now. Try again in a moment."
+    return ApiError(503, "unavailable", detail, {"Retry-After": RETRY_SECONDS})
 
 
 def _checked(example: object, task_format: TaskFormat) -> dict[str, Any]:
@@ -132,17 +145,9 @@ def _endpoint(build: Build) -> Endpoint | None:
     endpoint = Endpoint.objects.filter(build=build).first()
     if endpoint is None or endpoint.status != Endpoint.Status.SUCCEEDED:
         state = endpoint.get_status_display().lower() if endpoint else "not started"
-        raise Conflict("endpoint_not_ready", f"Wait for its live endpoint, which is {state}; ask staff if it stays so.")
+        remedy = "Wait until it is up; if none is starting, start it on the model's page."
+        raise Conflict("endpoint_not_ready", f"Its live endpoint is {state}. {remedy}")
     return endpoint
-
-
-def _ask_endpoint(endpoint: Endpoint, example: dict[str, Any], seconds: float) -> bytes:
-    try:
-        return deployer().invoke(endpoint, json.dumps(example).encode(), seconds=seconds)
-    except NotYet as error:
-        logger.warning("endpoint %s can't be asked now: %s", endpoint, error)
-        detail = "Its live endpoint can't be reached now. Try again in a moment."
-        raise ApiError(503, "unavailable", detail, {"Retry-After": RETRY_SECONDS}) from error
 
 
 def _ask_image(build: Build, example: dict[str, Any], seconds: float) -> bytes:

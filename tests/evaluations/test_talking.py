@@ -17,6 +17,7 @@ from builds.models import Build, Endpoint
 from builds.sandboxes.folder import erase, image_folder
 from dynabench_site.api import ApiError
 from dynabench_site.faults import NotYet
+from dynabench_site.jobs import JobStumbled
 from evaluations import talking
 from examples.pack import EXAMPLES, archive_bytes
 from submissions.models import ApiToken, Submission
@@ -348,6 +349,7 @@ def test_a_live_endpoint_answers(remote, submission, user, client):
         (b"5", 422, "model_failed", "not one JSON object"),
         (b"<html>", 422, "model_failed", "does not fit the task"),
         (NotYet("AWS, which is throttling InvokeEndpoint", 5), 503, "unavailable", "Try again"),
+        (JobStumbled("aws_refused", "The endpoint is gone."), 503, "unavailable", "Try again"),
     ],
 )
 def test_an_endpoint_without_a_good_answer(answer, status, code, words, remote, submission, user, client):
@@ -368,7 +370,7 @@ def test_an_endpoint_that_is_not_up_is_waited_for(status, remote, submission, us
     response = ask(client, submission)
 
     assert problem(response) == (409, "endpoint_not_ready")
-    assert f"which is {status}" in response.json()["detail"]
+    assert f"Its live endpoint is {status}." in response.json()["detail"]
     assert not RemoteDeployer.asked
 
 
