@@ -13,22 +13,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import yaml
 from django.conf import settings
 
 from builds import mar, requirements
-from builds.model_client import ModelClient, ModelError
+from builds.model_client import ModelError
+from builds.one_example import ask, checked
 from builds.sandboxes.folder import is_running
 from builds.sandboxes.policy import INSTALL, Command, LimitExceeded, Log, Sandbox, SandboxPolicy
 from builds.steps import Recorder, StepFailed
 from submissions import archives
-from tasks_catalog.formats import FormatError
 from tasks_catalog.models import Task
 
 RUNTIME = Path(__file__).parent / "runtime"
 PROJECT = Path("home/model-server/code")
-MAX_ANSWER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,32 +149,16 @@ class ImageBuilder:
         with self.record.step("try one example") as log:
             log(f"asked: {json.dumps(example)}\n".encode())
             policy = SandboxPolicy(memory_mb=config.memory_mb, deadline=config.deadline_seconds(1))
-            with self.sandbox.serve(digest, policy=policy, name=self.name) as server:
-                deadline = time.monotonic() + policy.deadline
-                client = ModelClient(server, deadline=deadline, max_answer_bytes=MAX_ANSWER_BYTES)
-                try:
-                    client.wait_until_ready()
-                    answer = client.predict(example)
-                except ModelError as error:
-                    raise StepFailed(error.code, f"{error.detail}\n{server.log_tail()}".strip()) from error
-                finally:
-                    client.close()
-                    log(server.log_tail().encode())
-            log(b"\nanswered: " + answer[:2000] + b"\n")
-            self._check_answer(answer, example)
-
-    def _check_answer(self, answer: bytes, example: dict[str, Any]) -> None:
-        try:
-            record = msgspec.json.decode(answer)
-            record = record[0] if isinstance(record, list) and len(record) == 1 else record
-            if isinstance(record, dict) and "dynabench_error" in record:
-                raise StepFailed("handler_failed", f"The handler failed on one example:\n{record['dynabench_error']}")
-            self.task.format.check_prediction(record)
-        except (msgspec.DecodeError, FormatError) as error:
-            raise StepFailed("bad_answer", f"The handler's answer does not fit the task: {error}") from error
-        if record["id"] != example["uid"]:
-            detail = f"The handler answered id {record['id']!r} to the example with uid {example['uid']!r}."
-            raise StepFailed("wrong_id", detail + " Answer with the uid of the example as `id`.")
+            try:
+                with self.sandbox.serve(digest, policy=policy, name=self.name) as server:
+                    try:
+                        answer = ask(server, example, deadline=time.monotonic() + policy.deadline)
+                    finally:
+                        log(server.log_tail().encode())
+                log(b"\nanswered: " + answer[:2000] + b"\n")
+                checked(answer, example, self.task.format)
+            except ModelError as error:
+                raise StepFailed(error.code, error.detail) from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from evaluations import services
+from evaluations import services, talking
 from evaluations.board import Board, Entry, board, scores_of, weights_from
 from evaluations.progress import waiting_for
 from submissions.models import Submission
@@ -56,11 +56,21 @@ class ActionView(APIView):
     action = ""
 
     def post(self, request: Request, pk: int) -> Response:
-        mine = _submissions() if request.user.is_staff else _submissions().filter(owner=request.user)
-        submission = get_object_or_404(mine, pk=pk)
+        submission = get_object_or_404(_managed_by(request.user), pk=pk)
         services.ACTIONS[self.action](submission)
         submission.refresh_from_db()
         return _answer(submission, request.user)
+
+
+class PredictView(APIView):
+    """Ask a model one example; for its owner and staff, also when it is published, because it costs."""
+
+    parser_classes = [talking.ExampleParser]
+
+    def post(self, request: Request, pk: int) -> Response:
+        submission = get_object_or_404(_managed_by(request.user), pk=pk)
+        talking.check_rate(request)
+        return Response(talking.predict(submission, request.data))
 
 
 @method_decorator(conditional_page, name="dispatch")
@@ -77,6 +87,10 @@ class LeaderboardView(APIView):
 
 def _submissions() -> QuerySet[Submission]:
     return Submission.objects.select_related("owner", "task__build_config")
+
+
+def _managed_by(user: User) -> QuerySet[Submission]:
+    return _submissions() if user.is_staff else _submissions().filter(owner=user)
 
 
 def _answer(submission: Submission, viewer: User) -> Response:

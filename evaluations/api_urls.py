@@ -11,5 +11,6 @@ urlpatterns = [
         path(f"{SUBMISSIONS}<int:pk>/{action}/", api.ActionView.as_view(action=action), name=f"api_{action}")
         for action in services.ACTIONS
     ),
+    path("api/v1/models/<int:pk>/predict", api.PredictView.as_view(), name="api_predict"),
     path("api/v1/tasks/<str:code>/leaderboard/", api.LeaderboardView.as_view(), name="api_leaderboard"),
 ]

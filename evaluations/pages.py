@@ -21,10 +21,11 @@ from builds.endpoints import can_redeploy
 from builds.log import culprit, numbered
 from builds.models import Build
 from dynabench_site.api import ApiError
-from evaluations import services
+from evaluations import services, talking
 from evaluations.board import board, boards, weights_from
 from evaluations.models import CurrentScores, Inference, Score, Scoring
 from evaluations.progress import Stage, dataset_stages, timeline, waiting_for
+from evaluations.try_it import ExampleForm
 from submissions.models import Submission
 from submissions.services import slots
 from tasks_catalog.models import Dataset, Task, TaskMetric
@@ -142,6 +143,8 @@ def model(request: HttpRequest, pk: int) -> HttpResponse:
         "can_publish": submission.status == Submission.Status.EVALUATED and not submission.is_published,
         **(_place(submission) if sets else {}),
     }
+    if context["manages"] and talking.can_be_asked(submission, build):
+        context["try_form"] = ExampleForm(task)
     if sees_all:
         context["steps"] = list(build.steps.all()) if build else []
         context["waiting_for"] = waiting_for(submission)

@@ -52,7 +52,8 @@ class TaskFormat:
         return {field.name: field for field in self.inputs if field.name in outputs}
 
     @cached_property
-    def _seen(self) -> dict[str, Field]:
+    def seen(self) -> dict[str, Field]:
+        """The fields that a model receives besides `uid`."""
         return {field.name: field for field in self.contexts + self.inputs if field.name not in self.labels}
 
     @cached_property
@@ -66,7 +67,7 @@ class TaskFormat:
     @cached_property
     def input_names(self) -> tuple[str, ...]:
         """What a model receives, `uid` first."""
-        return ("uid", *self._seen)
+        return ("uid", *self.seen)
 
     @cached_property
     def output_names(self) -> tuple[str, ...]:
@@ -76,12 +77,25 @@ class TaskFormat:
         """The dataset line with its ids as text; raise FormatError for a missing, unknown or ill-typed field."""
         _refuse_unknown(record, {*self.input_names, *self.labels, "tags", "input_id"})
         _require(record, [*self.input_names, *self.labels])
-        for name, field in self._seen.items():
-            field.check(record[name], MAX_EXAMPLE_BYTES)
+        self._check_seen(record)
         for name, field in self.labels.items():
             field.check_label(record[name], MAX_EXAMPLE_BYTES)
         _check_tags(record.get("tags", []))
         return {**record, **{name: check_uid(name, record[name]) for name in ("uid", "input_id") if name in record}}
+
+    def check_inputs(self, record: Record) -> dict[str, Any]:
+        """What a model gets, its uid as text, or made up; FormatError for a missing, unknown or ill-typed field."""
+        for name in self.labels:
+            if name in record:
+                raise FormatError(f"{name} is what the model answers: leave it out.", name)
+        _refuse_unknown(record, set(self.input_names))
+        _require(record, list(self.seen))
+        self._check_seen(record)
+        return {**record, "uid": check_uid("uid", record.get("uid", "example"))}
+
+    def _check_seen(self, record: Record) -> None:
+        for name, field in self.seen.items():
+            field.check(record[name], MAX_EXAMPLE_BYTES)
 
     def split(self, record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
         """A checked example as (what the model gets, what it must not see); both have `uid`."""
@@ -107,7 +121,7 @@ class TaskFormat:
     def sample_inputs(self, count: int) -> list[dict[str, object]]:
         """That many made-up inputs for a model: short, non-ASCII and long texts in turn."""
         return [
-            {"uid": f"sample-{turn}", **{name: _sample(field, turn) for name, field in self._seen.items()}}
+            {"uid": f"sample-{turn}", **{name: _sample(field, turn) for name, field in self.seen.items()}}
             for turn in range(count)
         ]
 
@@ -120,7 +134,7 @@ def _sample(field: Field, turn: int) -> str:
 def _require(record: Record, names: Sequence[str]) -> None:
     for name in names:
         if name not in record:
-            raise FormatError(f"The field {name} is missing.", name)
+            raise FormatError(f"The field {name} is missing: add it.", name)
 
 
 def _refuse_unknown(record: Record, known: set[str]) -> None:

@@ -27,6 +27,7 @@ from builds.sandboxes.policy import (
     NOBODY,
     CappedLog,
     Command,
+    ImageMissing,
     LimitExceeded,
     Log,
     ModelServer,
@@ -216,7 +217,7 @@ def container(
     try:
         made = client.containers.create(image, volumes=volumes, labels={JOB_LABEL: folder.job_mark(name)}, **options)
     except ImageNotFound as error:
-        raise SandboxError(f"Image {image} is not on this host: build it again.") from error
+        raise ImageMissing(image) from error
     try:
         yield made
     finally:

@@ -28,6 +28,13 @@ class NoSandbox(SandboxError):
     """No sandbox on this host may run this code."""
 
 
+class ImageMissing(SandboxError):
+    """The image is not on this host."""
+
+    def __init__(self, image: str) -> None:
+        super().__init__(f"Image {image} is not on this host: build it again.")
+
+
 class LimitExceeded(RuntimeError):
     """The sandboxed code went past a limit; the sentence is for its author."""
 

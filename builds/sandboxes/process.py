@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from builds.sandboxes import folder
 from builds.sandboxes.folder import DiskWatch, Mount
-from builds.sandboxes.policy import Command, Log, ModelServer, SandboxError, SandboxPolicy
+from builds.sandboxes.policy import Command, ImageMissing, Log, ModelServer, SandboxPolicy
 from builds.sandboxes.probe import probe
 from builds.sandboxes.supervised import JOB_VARIABLE, Supervised, limited, sweep_processes
 
@@ -98,7 +98,7 @@ class FolderSandbox:
     def serve(self, image: str, *, policy: SandboxPolicy, name: str) -> Iterator[ModelServer]:
         root = folder.image_folder(image)
         if not root.is_dir():
-            raise SandboxError(f"Image {image} is not on this host: build it again.")
+            raise ImageMissing(image)
         mark = folder.job_mark(name)
         with folder.socket_folder(mark) as sockets:
             tail = Tail()
