@@ -74,20 +74,28 @@ class Site:
         return ["nginx", "-e", str(self.folder / "start.log"), "-c", str(self.config), *arguments]
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def nginx_running(self) -> Iterator[None]:
         self.write_config()
-        processes = [_start(self.nginx("-g", "daemon off;"), self.folder / "nginx.out")]
+        nginx = _start(self.nginx("-g", "daemon off;"), self.folder / "nginx.out")
+        try:
+            wait_for_port(self.port)
+            yield
+        finally:
+            nginx.terminate()
+            nginx.wait()
+
+    @contextmanager
+    def web_running(self) -> Iterator[None]:
         try:
             for port in self.web_ports:
                 options = ["-c", "python:dynabench_site.web_server", "--bind", f"127.0.0.1:{port}"]
                 command = [sys.executable, "-m", "gunicorn", "dynabench_site.wsgi", *options]
                 self.web.append(_start(command, self.folder / f"web-{port}.log", self.environment))
-            processes += self.web
-            for port in (self.port, *self.web_ports):
+            for port in self.web_ports:
                 wait_for_port(port)
             yield
         finally:
-            for process in processes:
+            for process in self.web:
                 kill(process)
 
     def logs(self) -> str:

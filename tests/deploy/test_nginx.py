@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from django.contrib.auth.models import User
@@ -29,7 +30,7 @@ REFRESH = "/authenticate/refresh_from_api"
 
 @pytest.fixture
 def site(transactional_db, task, settings, tmp_path) -> Iterator[Site]:
-    task.submission_limit = EACH
+    task.submission_limit = 2 * EACH  # a repetition holds a slot until it is known to be one
     task.save()
     environment = {
         "DYNABENCH_DATABASE_URL": database_url(),
@@ -41,7 +42,7 @@ def site(transactional_db, task, settings, tmp_path) -> Iterator[Site]:
     folder = tmp_path / "site"
     folder.mkdir()
     site = Site(folder, environment)
-    with site.running():
+    with site.nginx_running(), site.web_running():
         yield site
 
 
@@ -158,10 +159,54 @@ def test_an_archive_above_the_limit_is_refused_before_it_is_sent(site):
     assert (answer.status, json.loads(answer.body)["code"]) == (413, "archive_too_big")
 
 
-def test_headers_come_once_and_the_clients_address_is_not_what_it_claims(site):
-    page = site.request("GET", "/accounts/login/", headers={"X-Forwarded-For": "203.0.113.9"})
+def test_no_security_header_comes_twice(site):
+    page = site.request("GET", "/accounts/login/")
 
     assert page.status == 200
     for name in ("Strict-Transport-Security", "X-Content-Type-Options", "Content-Security-Policy", "Referrer-Policy"):
         assert len(page.headers.get_all(name)) == 1
-    assert "203.0.113.9" not in site.logs()
+
+
+@pytest.fixture
+def upstream(tmp_path) -> Iterator[tuple[Site, list[BaseHTTPRequestHandler]]]:
+    """nginx before two servers that take a request, note it, and hang up; /fine is answered."""
+    seen: list[BaseHTTPRequestHandler] = []
+
+    class Upstream(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self)
+            if self.path == "/fine":
+                self.send_response(204)
+                self.end_headers()
+
+        do_POST = do_GET
+
+    site = Site(tmp_path, {})
+    servers = [ThreadingHTTPServer(("127.0.0.1", port), Upstream) for port in site.web_ports]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with site.nginx_running():
+        yield site, seen
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("path", [UPLOAD, "/api/v1/submissions/1/retry/"])
+def test_what_may_have_taken_effect_is_not_sent_to_the_other_server(upstream, path):
+    site, seen = upstream
+
+    assert site.request("POST", path, [b"1"], {"Content-Length": "1"}).status == 503
+    assert [request.command for request in seen] == ["POST"]
+
+    assert site.request("GET", path).status == 503
+    assert [request.command for request in seen] == ["POST", "GET", "GET"]
+
+
+def test_the_web_server_learns_the_clients_address_not_what_the_client_claims(upstream):
+    site, seen = upstream
+
+    assert site.request("GET", "/fine", headers={"X-Forwarded-For": "203.0.113.9"}).status == 204
+
+    headers = seen[0].headers
+    assert (headers["X-Forwarded-For"], headers["X-Forwarded-Proto"], headers["Host"]) == ("127.0.0.1", "https", HOST)
