@@ -14,6 +14,7 @@ SILENT_SECONDS = 20
 worker_class = "gthread"
 workers, threads, timeout = 2, 32, 120
 graceful_timeout = 300  # uploads under way may end
+control_socket_disable = True  # one in the home directory, which two servers would share
 accesslog = "-"
 access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(b)s %(L)s'  # without the query: the CLI sends its token in one
 
