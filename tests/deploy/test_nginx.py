@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import re
 import subprocess
@@ -165,6 +166,15 @@ def test_no_security_header_comes_twice(site):
     assert page.status == 200
     for name in ("Strict-Transport-Security", "X-Content-Type-Options", "Content-Security-Policy", "Referrer-Policy"):
         assert len(page.headers.get_all(name)) == 1
+
+
+def test_a_web_server_itself_sends_people_to_https_but_answers_health_checks(site):
+    def status(path: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", site.web_ports[0], timeout=60)
+        connection.request("GET", path, headers={"Host": HOST})
+        return connection.getresponse().status
+
+    assert [status(path) for path in ("/healthz", "/readyz", "/")] == [200, 200, 301]
 
 
 @pytest.fixture
