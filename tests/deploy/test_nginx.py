@@ -57,8 +57,17 @@ def secrets(transactional_db) -> list[str]:
 class Researcher:
     """Sends one model as the dynalab CLI does, and again when the answer says so."""
 
-    def __init__(self, site: Site, secret: str, name: str, pause: threading.Event | None = None) -> None:
-        self.site, self.secret, self.name, self.pause = site, secret, name, pause
+    def __init__(
+        self,
+        site: Site,
+        secret: str,
+        name: str,
+        *,
+        begun: threading.Event | None = None,
+        pause: threading.Event | None = None,
+    ) -> None:
+        self.site, self.secret, self.name = site, secret, name
+        self.begun, self.pause = begun, pause
         self.tarball = archive(name, weights=name.encode() * 2000)
         self.answers: list[Answer] = []
 
@@ -80,6 +89,8 @@ class Researcher:
 
     def _pieces(self, sent: bytes) -> Iterator[bytes]:
         yield sent[:-500]
+        if self.begun:
+            self.begun.set()
         if self.pause:
             self.pause.wait(60)
         yield sent[-500:]
@@ -106,7 +117,7 @@ def test_a_killed_web_server_loses_no_upload_and_doubles_none(site, secrets):
     killed, accepted = threading.Event(), threading.Semaphore(0)
     # The first half of two of them is on its way when the server dies.
     researchers = [
-        Researcher(site, secret, f"model-{number}", killed if (index, number) in {(0, 0), (1, 0)} else None)
+        Researcher(site, secret, f"model-{number}", pause=killed if (index, number) in {(0, 0), (1, 0)} else None)
         for number in range(EACH)
         for index, secret in enumerate(secrets)
     ]
@@ -136,6 +147,23 @@ def test_a_killed_web_server_loses_no_upload_and_doubles_none(site, secrets):
         assert researcher.secret not in site.logs()
     assert researchers[-1].send().headers["X-Submission-Id"] == ids[-1]
     assert "?" not in site.logs()
+
+
+def test_a_web_server_that_is_told_to_stop_finishes_its_uploads(site, secrets):
+    begun, stopping = threading.Event(), threading.Event()
+    researcher = Researcher(site, secrets[0], "model", begun=begun, pause=stopping)
+
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(researcher.send)
+        assert begun.wait(60)
+        time.sleep(1)  # for the first half to arrive
+        for web in site.web:
+            web.terminate()
+        time.sleep(1)
+        stopping.set()
+
+        assert answer.result().status == 200
+    assert [web.wait(60) for web in site.web] == [0, 0]
 
 
 def test_without_a_web_server_everyone_is_told_when_to_come_back(site, secrets):

@@ -57,9 +57,8 @@ def test_each_role_has_a_user_and_variables_of_its_own_and_only_build_has_docker
     assert "SupplementaryGroups" not in web | eval_server
 
 
+@pytest.mark.systemd
 def test_systemd_reads_the_units(tmp_path):
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is missing on this machine")
     home = tmp_path / "srv"
     for program in ("gunicorn", "python"):
         path = home / ".venv/bin" / program
