@@ -18,7 +18,6 @@ from django.core.management.base import CommandError
 PR_SET_PDEATHSIG = 1
 START_SECONDS = 60
 STOP_SECONDS = 12
-WEB_WORKERS, WEB_THREADS = 2, 32
 
 
 def die_with_parent() -> None:
@@ -93,13 +92,8 @@ class Services:
 
 
 def _gunicorn() -> list[str]:
-    access_format = '%(h)s "%(m)s %(U)s" %(s)s %(b)s %(L)s'  # without the query: the CLI sends its token in one
-    return [
-        *("-m", "gunicorn", "dynabench_site.wsgi", "-c", "python:dynabench_site.web_server"),
-        *("--bind", f"127.0.0.1:{settings.PORT}"),
-        *("--workers", str(WEB_WORKERS), "--threads", str(WEB_THREADS), "--timeout", "120"),
-        *("--access-logfile", "-", "--access-logformat", access_format),
-    ]
+    configured = ["-c", "python:dynabench_site.web_server", "dynabench_site.wsgi"]
+    return ["-m", "gunicorn", *configured, "--bind", f"127.0.0.1:{settings.PORT}"]
 
 
 def _require_free_port() -> None:

@@ -17,6 +17,7 @@ DATABASES = {"default": database(env_str("DYNABENCH_DATABASE_URL") or f"sqlite:/
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 SECRET_KEY = env_secret("DYNABENCH_SECRET_KEY", VAR / "secret_key")
 IS_SECRET_KEY_MADE_HERE = not env_str("DYNABENCH_SECRET_KEY")
+SECRET_KEY_FALLBACKS = env_str("DYNABENCH_SECRET_KEY_FALLBACKS").split()
 DEBUG = env_bool("DYNABENCH_DEBUG")
 PORT = env_int("DYNABENCH_PORT", 8000)
 BASE_URL = (env_str("DYNABENCH_BASE_URL") or f"http://127.0.0.1:{PORT}").rstrip("/")
@@ -170,7 +171,15 @@ WHITENOISE_USE_FINDERS = True
 LANGUAGE_CODE = "en-gb"
 TIME_ZONE = "UTC"
 
-SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = BASE_URL.startswith("https:")
+# An https address means a proxy that ends TLS, and that sets these headers itself: deploy/nginx.conf.
+IS_HTTPS = BASE_URL.startswith("https:")
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = IS_HTTPS
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if IS_HTTPS else None
+SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$"]
+SECURE_HSTS_SECONDS = 30 * 24 * 3600 if IS_HTTPS else 0
+ALLAUTH_TRUSTED_PROXY_COUNT = int(IS_HTTPS)
+# HSTS for subdomains and preloading: the other hosts of the domain are not ours to decide about.
+SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
 
 LOGGING = {
     "version": 1,

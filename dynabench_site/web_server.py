@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
 from typing import Any
 
+from dynabench_site.logs import StripQuery
+
 SILENT_SECONDS = 20
+
+worker_class = "gthread"
+workers, threads, timeout = 2, 32, 120
+graceful_timeout = 300  # uploads under way may end
+control_socket_disable = True  # one in the home directory, which two servers would share
+accesslog = "-"
+access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(b)s %(L)s'  # without the query: the CLI sends its token in one
+
+
+def on_starting(server: Any) -> None:
+    """Gunicorn's own messages quote addresses; no query string may stand in them."""
+    logging.getLogger("gunicorn.error").addFilter(StripQuery())
 
 
 def when_ready(server: Any) -> None:

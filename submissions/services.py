@@ -23,6 +23,8 @@ from tasks_catalog.models import Task
 logger = logging.getLogger(__name__)
 TWIN_MINUTES = 15
 SILENT_MINUTES = 5
+# More than a web server waits for a silent client, less than a client is asked to wait after a 503.
+BROKEN_SECONDS = 25
 
 
 def submitable_task(code: str) -> Task:
@@ -50,12 +52,13 @@ def reserve(*, owner: User, task: Task, name: str) -> Submission:
     """Take a slot before the body is read; at the limit only for what may turn out to be a repetition."""
     if len(name) > MAX_NAME or not MODEL_NAME.regex.search(name):
         raise ApiError(400, "bad_name", f"A model's name is 1 to {MAX_NAME} small letters, digits and hyphens.")
+    mine = Submission.objects.filter(owner=owner, task=task, name=name)
+    _give_up(mine, timedelta(seconds=BROKEN_SECONDS))
     with _locked(owner, task):
-        mine = Submission.objects.filter(owner=owner, task=task, name=name)
         if mine.filter(status=Submission.Status.RECEIVING).exists():
             raise Conflict(
                 "upload_in_progress",
-                f"An upload of {name} is under way. Wait for its answer; if it broke off, {SILENT_MINUTES} minutes.",
+                f"An upload of {name} is under way. Wait for its answer; if it broke off, half a minute.",
             )
         if not _recent(mine).exists():
             _require_slot(owner, task)
@@ -108,10 +111,16 @@ def cancel(submission: Submission, *, by: str = "") -> None:
 
 def sweep() -> None:
     """Give back what uploads left behind whose web server died."""
-    silent = Now() - timedelta(minutes=SILENT_MINUTES)
-    stale = Submission.objects.filter(status=Submission.Status.RECEIVING, touched_at__lt=silent)
+    _give_up(Submission.objects.all(), timedelta(minutes=SILENT_MINUTES))
+
+
+def _give_up(submissions: QuerySet[Submission], silence: timedelta) -> None:
+    """Undo uploads of which nothing came for so long: their web server died."""
+    stale = submissions.filter(status=Submission.Status.RECEIVING, touched_at__lt=Now() - silence)
     for submission in stale.select_related("task__build_config"):
-        discard(submission)
+        with transaction.atomic():
+            if stale.select_for_update().filter(pk=submission.pk).first():  # else it has come alive
+                discard(submission)
 
 
 def _recent(submissions: QuerySet[Submission]) -> QuerySet[Submission]:

@@ -33,7 +33,8 @@ MAX_PARTS = 8
 FORM_MAX_BYTES = 64 * 1024  # all of the body but the archive
 FIELDS = ("name", "taskCode")
 ARCHIVE_FIELD = "tarball"
-TOUCH_SECONDS = 30.0
+TOUCH_SECONDS = 5.0
+PACE_SECONDS = 30.0
 LEAST_BYTES_PER_SECOND = 1024
 DRAIN_BYTES = 64 * 1024**2
 DRAIN_SECONDS = 10.0
@@ -101,12 +102,13 @@ class Arrival(io.RawIOBase):
     """The archive as a file to store: whoever reads it also hashes it, checks it and keeps its row alive."""
 
     def __init__(
-        self, chunks: Iterator[bytes], submission: Submission, checker: Checker, *, touch_seconds: float = TOUCH_SECONDS
+        self, chunks: Iterator[bytes], submission: Submission, checker: Checker, *, pace_seconds: float = PACE_SECONDS
     ) -> None:
         self.size, self.sha256 = 0, hashlib.sha256()
         self._submission, self._checker = submission, checker
         self._chunks, self._rest = self._watch(chunks), memoryview(b"")
-        self._touch_seconds, self._touched_at, self._touched_size = touch_seconds, time.monotonic(), 0
+        self._pace_seconds, self._paced_size = pace_seconds, 0
+        self._touched_at = self._paced_at = time.monotonic()
 
     def readable(self) -> bool:
         return True
@@ -124,7 +126,7 @@ class Arrival(io.RawIOBase):
         row = Submission.objects.filter(pk=self._submission.pk, status=Submission.Status.RECEIVING)
         if not row.update(touched_at=Now()):
             raise ApiError(408, "upload_given_up", "Nothing came for minutes, so the upload was given up. Try again.")
-        self._touched_at, self._touched_size = time.monotonic(), self.size
+        self._touched_at = time.monotonic()
 
     def _watch(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
@@ -136,12 +138,15 @@ class Arrival(io.RawIOBase):
             yield chunk
 
     def _keep_alive(self) -> None:
-        seconds = time.monotonic() - self._touched_at
-        if seconds < self._touch_seconds:
-            return
-        if self.size - self._touched_size < seconds * LEAST_BYTES_PER_SECOND:
-            raise ApiError(408, "upload_too_slow", f"An upload needs at least {LEAST_BYTES_PER_SECOND} bytes a second.")
-        self.touch()
+        now = time.monotonic()
+        seconds = now - self._paced_at
+        if seconds >= self._pace_seconds:
+            if self.size - self._paced_size < seconds * LEAST_BYTES_PER_SECOND:
+                detail = f"An upload needs at least {LEAST_BYTES_PER_SECOND} bytes a second."
+                raise ApiError(408, "upload_too_slow", detail)
+            self._paced_at, self._paced_size = now, self.size
+        if now - self._touched_at >= min(TOUCH_SECONDS, self._pace_seconds):
+            self.touch()
 
 
 def _receive(upload: UploadStream, owner: User) -> Submission:

@@ -28,6 +28,8 @@ PARTS = {
     "docker": lambda: Path("/var/run/docker.sock").exists(),
     "bwrap": lambda: shutil.which("bwrap"),
     "mariadb": lambda: shutil.which("mariadbd"),
+    "nginx": lambda: shutil.which("nginx"),
+    "systemd": lambda: shutil.which("systemd-analyze"),
     "chromium": lambda: shutil.which("chromium"),
     "aws": lambda: Path("/var/run/docker.sock").exists() and shutil.which("docker-registry"),
 }

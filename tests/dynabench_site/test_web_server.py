@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import socket
 from types import SimpleNamespace
 
@@ -18,3 +19,12 @@ def test_a_connection_on_which_nothing_comes_gives_its_thread_back(monkeypatch):
 
             with accepted, pytest.raises(BlockingIOError):
                 accepted.recv(1)
+
+
+def test_gunicorns_own_messages_have_no_query_string(caplog):
+    logger = logging.getLogger("gunicorn.error")
+    web_server.on_starting(None)
+
+    logger.error("Error handling request %s", "/authenticate/refresh_from_api?api_token=secret")
+
+    assert caplog.messages == ["Error handling request /authenticate/refresh_from_api"]

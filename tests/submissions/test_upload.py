@@ -6,14 +6,19 @@ import random
 import resource
 import time
 import tracemalloc
+from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import User
 from django.core.handlers.wsgi import WSGIRequest
+from django.utils import timezone
 
 from dynabench_site.api import ApiError
+from dynabench_site.views import RETRY_SECONDS
+from dynabench_site.web_server import SILENT_SECONDS
 from submissions.archives import Checker
 from submissions.models import Submission
+from submissions.services import BROKEN_SECONDS
 from submissions.upload import FORM_MAX_BYTES, Arrival, read_fields, receive
 from tasks_catalog.models import BuildConfig, EvalServer, Task
 from tests.submissions.tarballs import CONFIG, NAME, TASK, file, packed, project
@@ -282,6 +287,18 @@ def test_an_upload_that_the_sweep_gave_up_is_not_accepted(owner, task, files):
     assert nothing_is_left(files)
 
 
+def test_an_upload_whose_web_server_died_may_be_repeated_after_half_a_minute(owner, task, files):
+    died = Submission.objects.create(owner=owner, task=task, name=NAME)
+    alive = Submission.objects.create(owner=owner, task=task, name="another")
+    assert refused(lambda: receive(upload(), owner=owner)) == (409, "upload_in_progress")
+    Submission.objects.filter(pk=died.pk).update(touched_at=timezone.now() - timedelta(seconds=BROKEN_SECONDS + 1))
+
+    accepted = receive(upload(), owner=owner)
+
+    assert set(Submission.objects.all()) == {alive, accepted}
+    assert SILENT_SECONDS < BROKEN_SECONDS < int(RETRY_SECONDS)
+
+
 def test_a_long_upload_keeps_its_row_alive_and_a_slow_one_is_refused(owner, task):
     submission = Submission.objects.create(owner=owner, task=task, name=NAME)
     Submission.objects.update(touched_at="2020-01-01T00:00Z")
@@ -292,8 +309,8 @@ def test_a_long_upload_keeps_its_row_alive_and_a_slow_one_is_refused(owner, task
             yield bytes(size)
 
     with Checker(model_name=NAME, task_code=TASK) as checker:
-        fast = Arrival(slowly(1000), submission, checker, touch_seconds=0.01)
-        slow = Arrival(slowly(1), submission, checker, touch_seconds=0.01)
+        fast = Arrival(slowly(1000), submission, checker, pace_seconds=0.01)
+        slow = Arrival(slowly(1), submission, checker, pace_seconds=0.01)
 
         assert len(fast.read()) >= 1000
         assert refused(slow.read) == (408, "upload_too_slow")
