@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 from django.core.management import call_command
@@ -15,13 +16,14 @@ from evaluations.models import Inference
 from submissions.models import Submission
 from tasks_catalog.models import Dataset, EvalServer
 from tests.aws.stand import wait_for
-from tests.aws.test_production import all_ended, how_they_are, make_task
+from tests.aws.test_production import all_ended, how_they_are, make_task, upload
 from tests.conftest import EXAMPLES, jsonl
 from tests.pipeline.conftest import send, trivial_archive
 
 pytestmark = [pytest.mark.aws, pytest.mark.timeout(3600)]
 EVALUATIONS = int(os.environ.get("DYNABENCH_TEST_EVALUATIONS") or 30)
 DATASETS = 5
+OUTAGE_SECONDS = 60
 # Together a fifth of all calls.
 FAULTS = {"throttle": 0.06, "error": 0.04, "lost": 0.04, "reset": 0.03, "slow": 0.02, "truncated": 0.01}
 
@@ -59,4 +61,26 @@ def test_a_fifth_of_all_calls_fails_and_every_evaluation_ends_once(production, s
     assert {job["status"] for job in stand.jobs()} == {"Completed"} and len(stand.jobs()) == EVALUATIONS
     assert spent_attempts() == []
     assert Build.objects.count() == EVALUATIONS // DATASETS
+    call_command("check_invariants")
+
+
+def test_a_minute_without_queues_fails_no_upload_and_loses_none(production, stand, user, tmp_path):
+    task = make_task("sentiment", region="us-west-1", eval_server="default")
+    web = production.web("web-1")
+    for name in ("build", "default"):
+        production.cluster(name)
+    stand.faults({"effect": "reset", "service": "sqs"})
+    down_since = time.monotonic()
+
+    for number in range(4):
+        name = f"model-{number}"
+        upload(web.port, user, task, name, trivial_archive(name, tmp_path))
+    uploads_took = time.monotonic() - down_since
+    time.sleep(max(0, OUTAGE_SECONDS - uploads_took))
+    stand.faults()
+
+    assert uploads_took < OUTAGE_SECONDS
+    assert wait_for(all_ended, 240), how_they_are()
+    assert list(Submission.objects.values_list("status", flat=True)) == ["evaluated"] * 4, how_they_are()
+    assert spent_attempts() == []
     call_command("check_invariants")
