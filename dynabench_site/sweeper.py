@@ -12,6 +12,7 @@ from django.db import connection
 from django.utils.module_loading import import_string
 
 from dynabench_site import clusters, jobs, outbox, queue
+from dynabench_site.database import AWAY
 
 logger = logging.getLogger(__name__)
 MAIL_SECONDS = 2
@@ -50,6 +51,9 @@ class Rounds(threading.Thread):
     def _do(self, step: Callable[[], object]) -> None:
         try:
             step()
+        except AWAY as error:
+            logger.warning("%s: the database is away: %s", self.name, error)
+            connection.close()
         except Exception:  # noqa: BLE001 - the sweeper's edge: it must outlive whatever a row or a part does
             logger.exception("%s: a step failed", self.name)
             connection.close()

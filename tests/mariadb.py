@@ -79,6 +79,13 @@ class MariaDB:
             self.process.kill()
             self.process.wait()
 
+    def hang(self) -> None:
+        """It keeps its connections, and says nothing more."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
     def execute(self, statement: str) -> subprocess.CompletedProcess[bytes]:
         client = ["mariadb", "--no-defaults", f"--socket={self.socket}", "--user=root", "-e", statement]
         return subprocess.run(client, capture_output=True)

@@ -204,7 +204,7 @@ def certificate(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-def test_with_tls_it_goes_out_encrypted_to_a_known_server_or_not_at_all(db, by_smtp, certificate, monkeypatch, is_known):
+def test_with_tls_it_goes_out_encrypted_to_a_known_server_or_not(db, by_smtp, certificate, monkeypatch, is_known):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     if is_known:

@@ -26,9 +26,7 @@ class Holding(Inbox):
 
 
 @pytest.mark.timeout(300)
-def test_models_go_on_while_a_mail_waits_and_it_is_sent_again_with_its_id(
-    start_cluster, user, task, dataset, tmp_path
-):
+def test_models_go_on_while_a_mail_waits_and_it_is_sent_again_with_its_id(start_cluster, user, task, dataset, tmp_path):
     inbox = Holding()
     send(user, task, trivial_archive("quiet", tmp_path), "quiet")
     with running(inbox):
