@@ -83,8 +83,12 @@ class StepLog:
 
 
 def check_cancelled(submission: Submission) -> None:
-    """Raise CancelRequested when its sender, or staff, asked to stop."""
-    submission.refresh_from_db(fields=["cancel_requested"])
+    """Raise CancelRequested when its sender, or staff, asked to stop; without a database nobody can have."""
+    try:
+        submission.refresh_from_db(fields=["cancel_requested"])
+    except AWAY as error:
+        logger.warning("whether %s was cancelled is not known: %s", submission.pk, error)
+        connection.close()
     if submission.cancel_requested:
         raise CancelRequested
 

@@ -259,8 +259,8 @@ class Job(Stateful):
             except LeaseLost as error:
                 interrupt(error)
                 break
-            except DatabaseError:
-                logger.exception("the lease of %s %s could not be renewed", self._meta.model_name, self.pk)
+            except DatabaseError as error:
+                logger.warning("the lease of %s %s could not be renewed: %s", self._meta.model_name, self.pk, error)
                 connection.close()  # a new one for the next try, which is still in time
         connection.close()
 

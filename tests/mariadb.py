@@ -86,8 +86,12 @@ class MariaDB:
     def go_on(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
-    def execute(self, statement: str) -> subprocess.CompletedProcess[bytes]:
-        client = ["mariadb", "--no-defaults", f"--socket={self.socket}", "--user=root", "-e", statement]
+    def query(self, statement: str) -> bytes:
+        """The rows as text, without a heading."""
+        return self.execute(statement, "--skip-column-names").stdout
+
+    def execute(self, statement: str, *options: str) -> subprocess.CompletedProcess[bytes]:
+        client = ["mariadb", "--no-defaults", f"--socket={self.socket}", "--user=root", *options, "-e", statement]
         return subprocess.run(client, capture_output=True)
 
 

@@ -24,9 +24,11 @@ from django.contrib.auth.models import User
 
 from dynabench_site.processes import die_with_parent
 from evaluations.dataset_files import store_dataset_file
+from examples.pack import archive_bytes
 from submissions.models import ApiToken
 from tasks_catalog.models import BuildConfig, Dataset, Task, TaskMetric
 from tests.conftest import EXAMPLES, IO_YAML, jsonl
+from tests.examples.broken import broken_project
 from tests.mariadb import MariaDB
 from tests.pipeline.conftest import trivial_archive, wait_for
 from tests.pipeline.test_demo import free_port
@@ -34,6 +36,7 @@ from tests.submissions.cli import CONTENT_TYPE, UPLOAD, body
 
 PAGES = ("/", "/tasks/sentiment/", "/tasks/submitable", "/api/v1/tasks/sentiment/leaderboard/", "/api/v1/submissions/")
 REQUESTS_PER_SECOND, UPLOAD_EVERY = 20, 20
+INFERENCES = "FROM dynabench.evaluations_inference"
 LONGEST_SECONDS, RECOVERY_SECONDS = 30, 5
 
 
@@ -59,7 +62,7 @@ def prepare() -> str:
 class Site:
     """`manage.py serve` on a database of its own: gunicorn with two workers, and the clusters."""
 
-    def __init__(self, database: MariaDB, var: Path) -> None:
+    def __init__(self, database: MariaDB, var: Path, **environment: str) -> None:
         self.port = free_port()
         self.environment = {
             **os.environ,
@@ -71,6 +74,7 @@ class Site:
             "DYNABENCH_LEASE_SECONDS": "12",
             "DYNABENCH_SANDBOX": "bwrap" if shutil.which("bwrap") else "process",
             "DYNABENCH_ALLOW_UNSANDBOXED": "1",
+            **environment,
         }
         database.execute("CREATE DATABASE dynabench CHARACTER SET utf8mb4")
         self.manage("migrate", "--verbosity", "0")
@@ -185,6 +189,23 @@ def test_a_database_that_is_stopped_killed_or_hangs_loses_nothing(tmp_path):
             assert wait_for(lambda: all(site.status(pk) == "evaluated" for pk in taken), 120)
 
         assert json.loads(site.manage("check_invariants", "--json").stdout) == {"ok": True, "violations": []}
+
+
+@pytest.mark.mariadb
+@pytest.mark.timeout(200)
+def test_an_inference_goes_on_while_the_database_is_away_for_longer_than_its_lease(tmp_path):
+    with MariaDB(durable=True) as database:
+        site = Site(database, tmp_path / "var", DYNABENCH_LEASE_SECONDS="3")
+        with site.serving():
+            slow = archive_bytes(broken_project("slow", tmp_path / "slow", "slow"))
+            pk = site.ask(UPLOAD, body("slow", slow, task="sentiment")).headers["X-Submission-Id"]
+            assert wait_for(lambda: b"running" in database.query(f"SELECT status {INFERENCES}"), 60)
+            database.stop()
+            time.sleep(8)
+            database.start()
+            assert wait_for(lambda: site.status(pk) == "evaluated", 60)
+
+        assert database.query(f"SELECT attempts, interruptions {INFERENCES}").split() == [b"1", b"0"]
 
 
 @pytest.mark.mariadb
