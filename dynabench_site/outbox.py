@@ -112,7 +112,13 @@ def _deliver(mail: OutboxMail) -> None:
         if mail.attempts >= mail.MAX_ATTEMPTS:
             raise JobFailed("mail_undelivered", f"The mail server: {error}", theirs=False) from error
         pause = BACKOFF_SECONDS[min(mail.attempts, len(BACKOFF_SECONDS)) - 1]
-        mail.advance(mail.Status.QUEUED, reason=str(error), not_before=in_seconds(pause), waiting_for=MAIL_SERVER)
+        mail.advance(
+            mail.Status.QUEUED,
+            reason=str(error),
+            error_detail=f"The mail server: {error}",
+            not_before=in_seconds(pause),
+            waiting_for=MAIL_SERVER,
+        )
     else:
         mail.advance(mail.Status.SUCCEEDED)
 

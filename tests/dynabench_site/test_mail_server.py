@@ -146,6 +146,7 @@ def test_an_address_that_is_not_taken_keeps_nobody_else_from_their_mail(db, inbo
         assert bad.error_detail == "The mail server: 550 5.1.1 No such user here"
     else:
         assert (bad.status, bad.waiting_for) == ("queued", "the mail server")
+        assert "450, b'4.2.1 Come back later'" in bad.error_detail
 
 
 def test_a_mail_that_cannot_be_written_keeps_nobody_else_from_theirs(db, inbox):
