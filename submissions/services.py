@@ -94,10 +94,12 @@ def accept(submission: Submission, manifest: Manifest, *, size: int, sha256: str
 def discard(submission: Submission) -> None:
     """Undo an upload that was not accepted: object, row and slot."""
     with transaction.atomic():
-        received = Submission.objects.filter(pk=submission.pk, status=Submission.Status.RECEIVING)
-        if received.select_for_update().first():  # else it was accepted, and only the answer to our COMMIT was lost
-            _delete_archive(submission)
-            received.delete()
+        row = Submission.objects.select_for_update().filter(pk=submission.pk).first()
+        if row and row.status != Submission.Status.RECEIVING:
+            return  # it was accepted, and only the answer to our COMMIT was lost
+        _delete_archive(submission)
+        if row:
+            row.delete()
 
 
 def _delete_archive(submission: Submission) -> None:

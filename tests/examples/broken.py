@@ -48,7 +48,6 @@ BREAKAGES = {
         "before": 'prob = dict.fromkeys(("negative", "positive", "neutral"), float("nan"))',
         "answer": '{"id": example["uid"], "label": "neutral", "prob": prob}',
     },
-    "slow": {"before": "time.sleep(4)"},
     "never-answers": {"before": "time.sleep(3600)"},
 }
 # kind: the line of requirements.txt that cannot be installed

@@ -197,8 +197,11 @@ def test_an_inference_goes_on_while_the_database_is_away_for_longer_than_its_lea
     with MariaDB(durable=True) as database:
         site = Site(database, tmp_path / "var", DYNABENCH_LEASE_SECONDS="3")
         with site.serving():
-            slow = archive_bytes(broken_project("slow", tmp_path / "slow", "slow"))
-            pk = site.ask(UPLOAD, body("slow", slow, task="sentiment")).headers["X-Submission-Id"]
+            project = broken_project("never-answers", tmp_path / "slow", "slow")
+            handler = project / "handler.py"
+            handler.write_text(handler.read_text().replace("sleep(3600)", "sleep(4)"))
+            sent = site.ask(UPLOAD, body("slow", archive_bytes(project), task="sentiment"))
+            pk = sent.headers["X-Submission-Id"]
             assert wait_for(lambda: b"running" in database.query(f"SELECT status {INFERENCES}"), 60)
             database.stop()
             time.sleep(8)

@@ -35,7 +35,7 @@ def database(db) -> dict[str, str]:
         return {}
     name = f"{connection.settings_dict['NAME']}_demo"
     with connection.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+        cursor.execute(f"CREATE OR REPLACE DATABASE {name} CHARACTER SET utf8mb4")
     return {"DYNABENCH_DATABASE_URL": database_url(name), "DYNABENCH_SECRET_KEY": "for this test only"}
 
 

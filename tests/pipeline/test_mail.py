@@ -34,13 +34,14 @@ def test_models_go_on_while_a_mail_waits_and_it_is_sent_again_with_its_id(start_
         products = {"DJANGO_SETTINGS_MODULE": "dynabench_site.settings", "DYNABENCH_MAIL_URL": url}
         clusters = [start_cluster(name, **products) for name in ("build", "default")]
 
-        assert wait_for(lambda: Submission.objects.get().status == "evaluated" and len(inbox.ids) == 2, 60)
-        assert set(OutboxMail.objects.values_list("status", flat=True)) == {"running"}
+        assert wait_for(lambda: Submission.objects.get().status == "evaluated" and len(inbox.ids) >= 2, 60)
+        assert not OutboxMail.objects.filter(status="succeeded").exists()
         for cluster in clusters:
             cluster.kill()
         inbox.holds = False
         clusters[0].start()
         assert wait_for(lambda: OutboxMail.objects.filter(status="succeeded").count() == 2, 60)
 
-    assert sorted(inbox.ids) == sorted(2 * [mail.message_id for mail in OutboxMail.objects.all()])
+    assert set(inbox.ids) == {mail.message_id for mail in OutboxMail.objects.all()}
+    assert all(inbox.ids.count(one) >= 2 for one in inbox.ids)
     assert violations() == []

@@ -56,7 +56,6 @@ def run(name: str, *, processes: int) -> None:
     _stop_pool(pool)
     for thread in rounds:
         thread.join(timeout=2)
-    sweeper.clear_leftovers()
     _say_goodbye(instance)
     raise SystemExit(0 if stopping.is_set() else 1)
 
@@ -66,6 +65,7 @@ def _say_goodbye(instance: clusters.ClusterHeartbeat) -> None:
     try:
         for model in jobs.all_models():
             jobs.release(model, instance)
+        sweeper.clear_leftovers()
         clusters.leave()
     except DatabaseError as error:
         logger.warning("jobs could not be given back: %s", error)
