@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo serve test check full clean
+.PHONY: demo serve test test-mariadb check full clean
 
 .venv/made: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -18,6 +18,9 @@ demo: .venv/made
 serve: .venv/made
 	$(BIN)/python manage.py migrate --verbosity 0
 	$(BIN)/python manage.py serve
+
+test-mariadb: .venv/made-dev
+	$(BIN)/python -m tests.mariadb $(BIN)/python -m pytest -n auto
 
 test: .venv/made-dev
 	$(BIN)/python -m pytest -n auto

@@ -21,6 +21,7 @@ from builds.models import Build
 from builds.steps import RowRecorder, StepFailed
 from dynabench_site import jobs, queue
 from dynabench_site.api import Conflict
+from dynabench_site.database import retried
 from dynabench_site.outbox import write_mail
 from examples.pack import known_sha256
 from submissions.models import Submission
@@ -45,6 +46,7 @@ def build(submission: Submission) -> None:
     settle(wanted)
 
 
+@retried
 def rebuild(submission: Submission) -> Build:
     """Make the image again: a new build of the same archive."""
     newest = Build.wanted(submission)
@@ -59,6 +61,7 @@ def rebuild(submission: Submission) -> Build:
     return again
 
 
+@retried
 def retry(build: Build, *, by: str = "") -> None:
     """Try a failed or dead build again."""
     with transaction.atomic():
@@ -136,6 +139,7 @@ def _store_mar_archive(submission: Submission, image: Image) -> None:
         submission.task.storage().save(submission.mar_archive_key, File(file))
 
 
+@retried
 def settle(build: Build) -> None:
     """Let the submission follow a build that has ended, once; and tell its owner."""
     submission = build.submission

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from django.db import connection
 from django.db.models.functions import Now
 
 from builds.models import Build, BuildStep
 from builds.sandboxes.policy import Log
+from dynabench_site.database import AWAY
 from dynabench_site.faults import NotYet
 from dynabench_site.jobs import CancelRequested
 from submissions.models import Submission
 
+logger = logging.getLogger(__name__)
 MAX_LOG_BYTES = 512 * 1024
 FLUSH_SECONDS = 1.0
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
@@ -57,7 +61,16 @@ class StepLog:
             self.dropped += surplus
             self.tail = self.tail[surplus:]
         if time.monotonic() - self.saved_at > FLUSH_SECONDS:
+            self._show()
+
+    def _show(self) -> None:
+        """While the database is away the output is kept: who runs a model must go on reading what it prints."""
+        try:
             self.flush()
+        except AWAY as error:
+            logger.warning("a step's output could not be shown: %s", error)
+            connection.close()
+            self.saved_at = time.monotonic()
 
     @property
     def text(self) -> str:
@@ -70,8 +83,12 @@ class StepLog:
 
 
 def check_cancelled(submission: Submission) -> None:
-    """Raise CancelRequested when its sender, or staff, asked to stop."""
-    submission.refresh_from_db(fields=["cancel_requested"])
+    """Raise CancelRequested when its sender, or staff, asked to stop; without a database nobody can have."""
+    try:
+        submission.refresh_from_db(fields=["cancel_requested"])
+    except AWAY as error:
+        logger.warning("whether %s was cancelled is not known: %s", submission.pk, error)
+        connection.close()
     if submission.cancel_requested:
         raise CancelRequested
 

@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -44,7 +44,10 @@ def env_secret(name: str, kept_in: Path) -> str:
 
 
 def database(url: str) -> dict[str, Any]:
-    """Django's database settings for sqlite:///PATH or mysql://USER:PASSWORD@HOST:PORT/NAME (?unix_socket=PATH)."""
+    """Django's database settings for sqlite:///PATH or mysql://USER:PASSWORD@HOST:PORT/NAME.
+
+    The latter takes ?unix_socket=PATH and &read_timeout=SECONDS.
+    """
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
         return _sqlite(unquote(parts.path)[1:] if parts.path.startswith("//") else unquote(parts.path))
@@ -67,17 +70,24 @@ def _sqlite(path: str) -> dict[str, Any]:
 
 
 def _mysql(parts: Any) -> dict[str, Any]:
+    options = dict(parse_qsl(parts.query))
     return {
         "ENGINE": "django.db.backends.mysql",
         "NAME": parts.path.strip("/"),
         "USER": unquote(parts.username or ""),
         "PASSWORD": unquote(parts.password or ""),
-        "HOST": parse_qs(parts.query).get("unix_socket", [parts.hostname or ""])[0],
+        "HOST": options.get("unix_socket", parts.hostname or ""),
         "PORT": parts.port or "",
+        "CONN_MAX_AGE": 60,
+        "CONN_HEALTH_CHECKS": True,  # the server may have been restarted between two requests
         "OPTIONS": {
             "charset": "utf8mb4",
             "isolation_level": "read committed",
-            "init_command": "SET sql_mode='STRICT_TRANS_TABLES', time_zone='+00:00'",
+            "init_command": "SET sql_mode='STRICT_TRANS_TABLES', time_zone='+00:00', innodb_lock_wait_timeout=4",
+            # A server that says nothing must not hold all threads; a slow migration may ask for more.
+            "connect_timeout": 5,
+            "read_timeout": int(options.get("read_timeout", "25")),
+            "write_timeout": 25,
         },
         "TEST": {"CHARSET": "utf8mb4"},
     }

@@ -11,10 +11,12 @@ from datetime import timedelta
 from typing import Any, ClassVar, Self
 
 from django.conf import settings
-from django.db import DatabaseError, connection, models, transaction
+from django.db import Error as DatabaseError
+from django.db import connection, models, transaction
 from django.db.models.functions import Now
 
 from dynabench_site import clusters
+from dynabench_site.database import AWAY, repeat_until_it_answers, retried
 from dynabench_site.faults import NotYet
 from dynabench_site.interrupts import interruptible
 from dynabench_site.state import Stateful
@@ -197,6 +199,14 @@ class Job(Stateful):
             **{"waits": 0, **fields},
         )
 
+    def step_back(self) -> None:
+        """The database went away under the work: begin again soon, without spending the attempt."""
+        if self.interruptions < self.MAX_INTERRUPTIONS:
+            self.wait("the database, which was away", 1, interruptions=models.F("interruptions") + 1)
+        else:
+            self.stumble("database_away", f"The database went away {self.interruptions} times while this was done.")
+
+    @retried
     def save_progress(self, **fields: Any) -> None:
         """Write columns of a job that this worker holds; raises LeaseLost when it no longer does."""
         held = type(self)._base_manager.filter(pk=self.pk, lease_token=self.lease_token, status=self.Status.RUNNING)
@@ -249,8 +259,8 @@ class Job(Stateful):
             except LeaseLost as error:
                 interrupt(error)
                 break
-            except DatabaseError:
-                logger.exception("the lease of %s %s could not be renewed", self._meta.model_name, self.pk)
+            except DatabaseError as error:
+                logger.warning("the lease of %s %s could not be renewed: %s", self._meta.model_name, self.pk, error)
                 connection.close()  # a new one for the next try, which is still in time
         connection.close()
 
@@ -262,7 +272,12 @@ def work(job: Job, do: Callable[[], None], *, deadline_seconds: float) -> None:
     """
     try:
         with job.kept_alive(deadline_seconds):
-            _work(job, do)
+            try:
+                _work(job, do)
+            except AWAY:
+                logger.exception("%s %s lost the database", job._meta.model_name, job.pk)
+                connection.close()
+                repeat_until_it_answers(job.step_back)
     except LeaseLost as error:
         logger.warning("%s", error)
 
@@ -278,7 +293,7 @@ def _work(job: Job, do: Callable[[], None]) -> None:
         job.wait(error.reason, error.pause(job.waits), waits=models.F("waits") + 1)
     except CancelRequested:
         job.advance(job.Status.CANCELLED, reason="cancelled")
-    except LeaseLost:
+    except (LeaseLost, *AWAY):
         raise
     except Exception:  # noqa: BLE001 - the worker's edge
         logger.exception("%s %s stumbled", job._meta.model_name, job.pk)
@@ -331,6 +346,7 @@ def all_models() -> list[type[Job]]:
     return [model for model in Job.__subclasses__() if not model._meta.abstract]
 
 
+@retried
 @transaction.atomic
 def claim_next(queryset: JobQuerySet) -> Any | None:
     """The oldest due job of a queryset, claimed; None when there is none or others were faster."""

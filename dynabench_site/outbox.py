@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Sequence
-from smtplib import SMTPException
+from functools import partial
+from smtplib import SMTPDataError, SMTPException, SMTPRecipientsRefused
 from typing import Any
 
 from django.conf import settings
@@ -16,10 +17,13 @@ from django.db import models
 from django.template.loader import render_to_string
 
 from dynabench_site import clusters
-from dynabench_site.jobs import Job, in_seconds
+from dynabench_site.jobs import Job, JobFailed, in_seconds, work
 
 logger = logging.getLogger(__name__)
 BACKOFF_SECONDS = (10, 60, 300, 1800, 7200)
+SENDING_SECONDS = 120  # each of the server's answers may take EMAIL_TIMEOUT
+MAIL_SERVER = "the mail server"
+PERMANENT = 500  # SMTP's codes from here on: asking again would change nothing
 
 
 class OutboxMail(Job):
@@ -94,6 +98,32 @@ def _send(mail: OutboxMail) -> bool:
     mail.cluster = instance.name
     if not mail.claim():
         return False
+    work(mail, partial(_deliver, mail), deadline_seconds=SENDING_SECONDS)
+    return mail.status == OutboxMail.Status.SUCCEEDED
+
+
+def _deliver(mail: OutboxMail) -> None:
+    try:
+        _message(mail).send()
+    except (OSError, SMTPException) as error:
+        logger.warning("mail %s could not be sent: %s", mail.pk, error)
+        if refusal := _refusal(error):
+            raise JobFailed("mail_refused", refusal) from error
+        if mail.attempts >= mail.MAX_ATTEMPTS:
+            raise JobFailed("mail_undelivered", f"The mail server: {error}", theirs=False) from error
+        pause = BACKOFF_SECONDS[min(mail.attempts, len(BACKOFF_SECONDS)) - 1]
+        mail.advance(
+            mail.Status.QUEUED,
+            reason=str(error),
+            error_detail=f"The mail server: {error}",
+            not_before=in_seconds(pause),
+            waiting_for=MAIL_SERVER,
+        )
+    else:
+        mail.advance(mail.Status.SUCCEEDED)
+
+
+def _message(mail: OutboxMail) -> EmailMessage:
     message = EmailMultiAlternatives(
         mail.subject,
         mail.text,
@@ -103,17 +133,15 @@ def _send(mail: OutboxMail) -> bool:
     )
     if mail.html:
         message.attach_alternative(mail.html, "text/html")
-    try:
-        message.send()
-    except (OSError, SMTPException) as error:
-        logger.warning("mail %s could not be sent: %s", mail.pk, error)
-        if mail.attempts >= mail.MAX_ATTEMPTS:
-            mail.advance(mail.Status.DEAD, error_code="mail_refused", error_detail=str(error))
-        else:
-            pause = BACKOFF_SECONDS[min(mail.attempts, len(BACKOFF_SECONDS)) - 1]
-            mail.advance(
-                mail.Status.QUEUED, reason=str(error), not_before=in_seconds(pause), waiting_for="the mail server"
-            )
-        return False
-    mail.advance(mail.Status.SUCCEEDED)
-    return True
+    return message
+
+
+def _refusal(error: Exception) -> str:
+    """The mail server's words when it will never take this message or this address; else nothing."""
+    answer: tuple[int, Any] = (0, b"")
+    if isinstance(error, SMTPRecipientsRefused):
+        answer = next(iter(error.recipients.values()))
+    elif isinstance(error, SMTPDataError):
+        answer = error.smtp_code, error.smtp_error
+    code, words = answer
+    return f"The mail server: {code} {words.decode(errors='replace')}" if code >= PERMANENT else ""

@@ -31,7 +31,7 @@ SAGEMAKER_ROLE = env_str("DYNABENCH_SAGEMAKER_ROLE")
 PROFILES: dict[str, dict[str, Any]] = {
     "embedded": {
         "STORAGE_FOR": "tasks_catalog.backends.local.storage_for",
-        "BROKER": {"orm": "default"},
+        "BROKER": {"orm": "default", "broker_class": "dynabench_site.backends.local.RowBroker"},
         "DEPLOYER": "builds.backends.local.LocalDeployer",
         "INFERENCE_RUNNER": "evaluations.backends.local.LocalRunner",
         "MODEL_SERVER": "asgi",

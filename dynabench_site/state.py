@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from django.db import models, transaction
 from django.db.models.functions import Now
 
+from dynabench_site.database import retried
+
 
 class IllegalTransition(Exception):
     """The table of transitions has no such edge from where the row is now."""
@@ -46,6 +48,7 @@ class Stateful(models.Model):
     def event_submission_pk(self) -> int | None:
         return getattr(self, "submission_id", None)
 
+    @retried
     def move(
         self, source: str, target: str, *, fence: models.Q | None = None, reason: str = "", by: str = "", **fields: Any
     ) -> bool:

@@ -12,6 +12,7 @@ from django.db import connection
 from django.utils.module_loading import import_string
 
 from dynabench_site import clusters, jobs, outbox, queue
+from dynabench_site.database import AWAY, RETURN_SECONDS
 
 logger = logging.getLogger(__name__)
 MAIL_SECONDS = 2
@@ -33,11 +34,17 @@ def _steps() -> list[Callable[[], object]]:
 
 
 class Rounds(threading.Thread):
-    """Does its steps again and again until stopped; a step that fails is logged and keeps no other from its turn."""
+    """Does its steps again and again until stopped; a step that fails is logged and keeps no other from its turn.
 
-    def __init__(self, name: str, steps: Iterable[Callable[[], object]], seconds: float) -> None:
+    After an outage of the database it waits for `patience` seconds.
+    """
+
+    def __init__(
+        self, name: str, steps: Iterable[Callable[[], object]], seconds: float, *, patience: float = 0
+    ) -> None:
         super().__init__(daemon=True, name=name)
-        self.steps, self.seconds, self.stopping = list(steps), seconds, threading.Event()
+        self.steps, self.seconds, self.patience = list(steps), seconds, patience
+        self.stopping = threading.Event()
 
     def run(self) -> None:
         while True:
@@ -50,9 +57,22 @@ class Rounds(threading.Thread):
     def _do(self, step: Callable[[], object]) -> None:
         try:
             step()
+        except AWAY as error:
+            logger.warning("%s: the database is away: %s", self.name, error)
+            self._outlast()
         except Exception:  # noqa: BLE001 - the sweeper's edge: it must outlive whatever a row or a part does
             logger.exception("%s: a step failed", self.name)
             connection.close()
+
+    def _outlast(self) -> None:
+        connection.close()
+        while not self.stopping.wait(RETURN_SECONDS):
+            try:
+                connection.ensure_connection()
+                break
+            except AWAY:
+                connection.close()
+        self.stopping.wait(self.patience)
 
     def stop(self) -> None:
         self.stopping.set()
@@ -62,7 +82,7 @@ def start() -> list[Rounds]:
     pace = settings.HEARTBEAT_SECONDS
     rounds = [
         Rounds("heartbeat", [clusters.beat], pace),
-        Rounds("sweep", _steps(), pace),
+        Rounds("sweep", _steps(), pace, patience=2 * pace),  # or it would free what was about to be renewed
         Rounds("leftovers", map(import_string, queue.SLOW_SWEEPS), LEFTOVERS_SECONDS),
         Rounds("mail", [outbox.send_due], min(pace, MAIL_SECONDS)),
     ]

@@ -10,6 +10,7 @@ from typing import Any
 from django.db import transaction
 
 from dynabench_site import jobs
+from dynabench_site.database import retried
 from evaluations.datasets import DatasetError, Label, PredictionsError, dataset_class
 from evaluations.models import CurrentScores, Inference, Score, Scoring
 from tasks_catalog import metrics
@@ -76,6 +77,7 @@ class Computer:
         originals = [answer[perf["field"]] for answer in base.values()]
         return metrics.unperturbed_percent(perf["name"], [variants[uid] for uid in base], originals, **perf["options"])
 
+    @retried
     def _save(self, scoring: Scoring, scores: list[Score]) -> None:
         with transaction.atomic():
             scoring.advance(Scoring.Status.SUCCEEDED)

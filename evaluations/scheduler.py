@@ -9,6 +9,7 @@ from django.db import transaction
 from django.db.models import F, Q
 
 from dynabench_site import jobs
+from dynabench_site.database import retried
 from evaluations.backends import Outcome, runner
 from evaluations.models import Inference
 from submissions.models import Submission
@@ -27,6 +28,7 @@ class Scheduler:
         self.runner = runner()
         self.jobs = Inference.objects.filter(cluster=eval_server.pk)
 
+    @retried
     @transaction.atomic
     def submit(self) -> Inference | None:
         """The next inference, claimed: one that was started is looked at first; a new one only below the cap."""

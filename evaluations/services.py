@@ -14,6 +14,7 @@ from builds.models import Build
 from dynabench_site import queue
 from dynabench_site.api import Conflict
 from dynabench_site.clusters import current
+from dynabench_site.database import retried
 from dynabench_site.jobs import Job, claim_next
 from dynabench_site.outbox import write_mail
 from evaluations.computer import Computer
@@ -49,6 +50,7 @@ def plan_evaluation(
     return whole
 
 
+@retried
 def request_evaluation(
     *, submissions: QuerySet[Submission], datasets: Collection[Dataset] | None = None, force: Stage = ""
 ) -> Plan:
@@ -119,6 +121,7 @@ def _wake(message: str, eval_server: EvalServer, model: type[Job], *, more_than:
         queue.ring_again(message, [eval_server.pk], cluster=eval_server.pk)
 
 
+@retried
 def settle(submission: Submission) -> None:
     """Let the submission follow its jobs: when none is left it is evaluated, failed or dead; tell its owner."""
     submission.refresh_from_db(fields=["status", "cancel_requested"])
@@ -199,6 +202,7 @@ def unpublish(submission: Submission) -> None:
     Submission.objects.filter(pk=submission.pk).update(is_published=False)
 
 
+@retried
 def retry(submission: Submission, *, by: str = "") -> None:
     """Try again what failed: the build, or the inferences and scorings."""
     if submission.status in {Submission.Status.CANCELLED, Submission.Status.TAKEN_DOWN}:

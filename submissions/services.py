@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from dynabench_site import queue
 from dynabench_site.api import ApiError, Conflict
+from dynabench_site.database import retried
 from dynabench_site.faults import NotYet
 from submissions.archives import Manifest
 from submissions.models import MAX_NAME, MODEL_NAME, Submission, SubmissionLock
@@ -48,6 +49,7 @@ def slots(*, owner: User, task: Task, but: Submission | None = None) -> tuple[in
     return 0, times[over] + timedelta(hours=task.limit_hours)
 
 
+@retried
 def reserve(*, owner: User, task: Task, name: str) -> Submission:
     """Take a slot before the body is read; at the limit only for what may turn out to be a repetition."""
     if len(name) > MAX_NAME or not MODEL_NAME.regex.search(name):
@@ -65,6 +67,7 @@ def reserve(*, owner: User, task: Task, name: str) -> Submission:
         return Submission.objects.create(owner=owner, task=task, name=name)
 
 
+@retried
 def accept(submission: Submission, manifest: Manifest, *, size: int, sha256: str) -> Submission:
     """The bytes are stored and checked: ask for the build; a project that was sent just now is that upload.
 
@@ -93,11 +96,20 @@ def accept(submission: Submission, manifest: Manifest, *, size: int, sha256: str
 
 def discard(submission: Submission) -> None:
     """Undo an upload that was not accepted: object, row and slot."""
+    with transaction.atomic():
+        row = Submission.objects.select_for_update().filter(pk=submission.pk).first()
+        if row and row.status != Submission.Status.RECEIVING:
+            return  # it was accepted, and only the answer to our COMMIT was lost
+        _delete_archive(submission)
+        if row:
+            row.delete()
+
+
+def _delete_archive(submission: Submission) -> None:
     try:
         submission.task.storage().delete(submission.archive_key)
     except NotYet as error:  # its key is never used again
         logger.warning("%s may stay in storage: %s", submission.archive_key, error)
-    Submission.objects.filter(pk=submission.pk, status=Submission.Status.RECEIVING).delete()
 
 
 def cancel(submission: Submission, *, by: str = "") -> None:

@@ -6,24 +6,30 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from django.conf import settings
 
-from tests.test_mariadb import database_url  # noqa: F401
+from tests.mariadb import MariaDB
 
 PAGE = settings.BASE_DIR / "docs" / "production.md"
 
 
+@pytest.fixture
+def server() -> Iterator[MariaDB]:
+    with MariaDB() as server:
+        yield server
+
+
 @pytest.mark.mariadb
-def test_what_the_page_says_saves_and_restores_the_database(database_url, tmp_path):  # noqa: F811
+def test_what_the_page_says_saves_and_restores_the_database(server, tmp_path):
     section = PAGE.read_text().split("## Backup and restore")[1]
     commands = re.findall(r"^\$ (.+)$", section.split("```")[1], re.MULTILINE)
-    server = database_url.split("unix_socket=")[1]
-    (tmp_path / ".my.cnf").write_text(f"[client]\nsocket={server}\nuser=root\n")
+    (tmp_path / ".my.cnf").write_text(f"[client]\nsocket={server.socket}\nuser=root\n")
     environment = {**os.environ, "HOME": str(tmp_path), "DYNABENCH_VAR": str(tmp_path), "DYNABENCH_SECRET_KEY": "test"}
 
-    def shell(command: str, *, url: str = database_url) -> str:
+    def shell(command: str, *, url: str = server.url()) -> str:
         environment["DYNABENCH_DATABASE_URL"] = url
         environment["DJANGO_SUPERUSER_PASSWORD"] = "secret"
         line = command.replace("manage.py", f"{sys.executable} {settings.BASE_DIR}/manage.py")
@@ -38,7 +44,7 @@ def test_what_the_page_says_saves_and_restores_the_database(database_url, tmp_pa
     for command in commands:
         shell(command)
 
-    restored = database_url.replace("/dynabench?", "/restored?")
+    restored = server.url("restored")
     shell("manage.py migrate --check", url=restored)
     shell("manage.py check_invariants", url=restored)
     assert shell("mariadb restored -N -e 'SELECT username FROM auth_user'") == "ünï\n"

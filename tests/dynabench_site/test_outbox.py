@@ -53,14 +53,14 @@ def test_a_mail_server_that_is_away_is_tried_again_later_with_the_same_id(letter
     assert mail.outbox[0].extra_headers["Message-ID"] == letter.message_id
 
 
-def test_a_mail_that_is_refused_for_days_ends_with_the_reason(letter, settings):
+def test_a_mail_that_nobody_takes_for_days_ends_with_the_reason(letter, settings):
     settings.MAIL_DELIVERY_BACKEND = f"{__name__}.Refusing"
     OutboxMail.objects.update(attempts=OutboxMail.MAX_ATTEMPTS - 1)
 
     send()
 
     letter.refresh_from_db()
-    assert (letter.status, letter.error_code) == ("dead", "mail_refused")
+    assert (letter.status, letter.error_code) == ("dead", "mail_undelivered")
 
 
 def test_outside_a_cluster_nothing_is_sent(letter):

@@ -62,6 +62,8 @@ def test_a_database_address_becomes_settings():
         3307,
         "bench",
     )
+    assert found["OPTIONS"]["read_timeout"] == 25
+    assert env.database("mysql://x/y?read_timeout=3600")["OPTIONS"]["read_timeout"] == 3600
     assert env.database("sqlite:///var/lib/d.sqlite3")["NAME"] == "/var/lib/d.sqlite3"
 
 

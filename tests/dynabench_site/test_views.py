@@ -3,7 +3,8 @@ from __future__ import annotations
 import errno
 
 import pytest
-from django.db import OperationalError
+from django.db import InterfaceError, OperationalError
+from django.http import HttpRequest, HttpResponse
 from django.test import Client
 
 from dynabench_site import views
@@ -23,12 +24,33 @@ def test_an_upload_that_would_pass_a_little_later_is_told_to_come_back(user, tas
     assert response.headers["Retry-After"] == views.RETRY_SECONDS
 
 
-@pytest.mark.parametrize(("error", "status"), [(OperationalError("database is locked"), 503), (ValueError(), 500)])
-def test_a_page_says_so_too(rf, error, status):
+ERRORS = [
+    (OperationalError("database is locked"), 503),
+    (OperationalError(2006, "Server has gone away"), 503),
+    (InterfaceError(0, ""), 503),
+    (ValueError(), 500),
+]
+
+
+def told(request: HttpRequest, error: Exception) -> HttpResponse:
     try:
         raise error
-    except (OperationalError, ValueError):
-        response = views.server_error(rf.get("/"))
+    except (OperationalError, InterfaceError, ValueError):
+        return views.server_error(request)
+
+
+@pytest.mark.parametrize(("error", "status"), ERRORS)
+def test_a_page_says_so_too(rf, error, status):
+    response = told(rf.get("/"), error)
 
     assert response.status_code == status
+    assert ("Retry-After" in response.headers) == (status == 503)
+
+
+@pytest.mark.parametrize(("error", "status"), ERRORS)
+@pytest.mark.parametrize("path", ["/tasks", "/tasks/submitable", "/authenticate/refresh_from_api", "/readyz"])
+def test_programs_read_json_whatever_happens(rf, path, error, status):
+    response = told(rf.get(path), error)
+
+    assert (response.status_code, response.headers["Content-Type"]) == (status, "application/problem+json")
     assert ("Retry-After" in response.headers) == (status == 503)

@@ -31,12 +31,12 @@ from tasks_catalog.models import Task
 LEASE_SECONDS = "4"
 
 
-def database_url() -> str:
+def database_url(name: str = "") -> str:
     database = connection.settings_dict
     if connection.vendor == "sqlite":
         return f"sqlite://{database['NAME']}"
     login = f"{quote(database['USER'])}:{quote(database['PASSWORD'])}"
-    return f"mysql://{login}@/{database['NAME']}?unix_socket={database['HOST']}"
+    return f"mysql://{login}@/{name or database['NAME']}?unix_socket={database['HOST']}"
 
 
 class ClusterProcess:

@@ -153,3 +153,12 @@ def test_of_twins_sent_at_once_one_is_accepted(transactional_db, live_server, us
     assert set(answers) <= {200, 409}
     assert answers[200] >= 1
     assert Submission.objects.count() == 1
+
+
+def test_an_upload_that_was_accepted_is_not_undone_when_only_the_answer_was_lost(user, task, client):
+    accepted = Submission.objects.get(pk=upload(client, user).headers["X-Submission-Id"])
+
+    services.discard(accepted)  # as the upload does after a COMMIT that the database did and never confirmed
+
+    assert Submission.objects.get() == accepted
+    assert task.storage().exists(accepted.archive_key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ from typing import Any
 
 import psutil
 from django.core.management.base import BaseCommand, CommandParser
+from django.db import Error as DatabaseError
 from django.db import connections
 from django.utils.module_loading import import_string
 from django_q.brokers import get_broker
@@ -16,8 +18,10 @@ from django_q.cluster import Cluster
 from django_q.conf import Conf
 
 from dynabench_site import clusters, jobs, queue, sweeper
+from dynabench_site.database import wait_until_it_answers
 from dynabench_site.processes import die_with_parent
 
+logger = logging.getLogger(__name__)
 STOP_SECONDS = 4
 
 
@@ -29,6 +33,7 @@ class Command(BaseCommand):
         parser.add_argument("name", help="`build`, or the name of an eval server")
 
     def handle(self, *args: Any, name: str, **options: Any) -> None:
+        wait_until_it_answers()
         pools = import_string("evaluations.services.cluster_pools")()
         if name not in pools:
             self.stderr.write(f"There is no cluster {name!r}. Known: {', '.join(sorted(pools))}.")
@@ -51,11 +56,19 @@ def run(name: str, *, processes: int) -> None:
     _stop_pool(pool)
     for thread in rounds:
         thread.join(timeout=2)
-    for model in jobs.all_models():
-        jobs.release(model, instance)
-    sweeper.clear_leftovers()
-    clusters.leave()
+    _say_goodbye(instance)
     raise SystemExit(0 if stopping.is_set() else 1)
+
+
+def _say_goodbye(instance: clusters.ClusterHeartbeat) -> None:
+    """Give back the jobs; without a database others find that this instance is gone."""
+    try:
+        for model in jobs.all_models():
+            jobs.release(model, instance)
+        sweeper.clear_leftovers()
+        clusters.leave()
+    except DatabaseError as error:
+        logger.warning("jobs could not be given back: %s", error)
 
 
 def _start_pool(name: str, processes: int) -> Cluster:
