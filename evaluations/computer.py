@@ -43,6 +43,7 @@ class Computer:
         """A score of each pinned metric, not saved."""
         labels = _read_labels(scoring.dataset)
         predictions = _read_predictions(scoring.inference, labels)
+        reader, tags = dataset_class(scoring.dataset.format), _uids_by_tag(labels)
         scores = [Score(scoring=scoring, metric=pin["name"], pinned=pin) for pin in scoring.metrics]
         for score in scores:
             if score.pinned["kind"] == TaskMetric.Kind.JOB:
@@ -51,11 +52,9 @@ class Computer:
                 score.value = self._perturbation(score.pinned, scoring, labels, predictions)
             else:
                 value_of = partial(_perf, score.pinned, labels, predictions)
-                score.value = value_of(labels)
-                score.by_tag = {
-                    tag: {"value": value_of(uids), "examples": len(uids)}
-                    for tag, uids in sorted(_uids_by_tag(labels).items())
-                }
+                by_tag = {tag: value_of(uids) for tag, uids in tags.items()}
+                score.value = reader.overall(by_tag, partial(value_of, labels))
+                score.by_tag = {tag: {"value": value, "examples": len(tags[tag])} for tag, value in by_tag.items()}
         return scores
 
     def _perturbation(
@@ -142,4 +141,4 @@ def _uids_by_tag(labels: dict[str, Label]) -> dict[str, list[str]]:
     for uid, label in labels.items():
         for tag in label.tags:
             uids[tag].append(uid)
-    return uids
+    return dict(sorted(uids.items()))

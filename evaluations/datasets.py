@@ -6,17 +6,19 @@ A new format is one subclass of `JsonLines`. Files are read line by line and not
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
+import re
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from statistics import mean
 from typing import Any, BinaryIO, cast
 
 import msgspec
 
 from evaluations.json_objects import Record, Unusable, cut_objects, decode, numbered_lines
+from evaluations.spool import Spool
 from tasks_catalog.fields import FormatError, brief
 from tasks_catalog.formats import TaskFormat
 
@@ -24,6 +26,7 @@ MAX_PROBLEMS_SHOWN = 20
 MAX_TRACEBACK_CHARACTERS = 500
 GZIP_MAGIC = b"\x1f\x8b"
 HANDLER_ERROR = "dynabench_error"
+LANGUAGE = re.compile(r"[a-z]{2,8}(_[A-Za-z0-9]{2,8}){0,3}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +59,13 @@ class PredictionsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What an upload was split into: counts of examples and of each tag, and the sha256 of both files."""
+    """What an upload was split into: counts of examples and of each tag, shards, and the sha256 of both halves."""
 
     examples: int
     inputs_sha256: str
     labels_sha256: str
     tags: dict[str, int]
+    shards: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,32 +80,57 @@ class Label:
 class JsonLines:
     """One JSON object a line, in UTF-8; an upload may be gzipped. A subclass is known by its own name."""
 
+    is_sharded = False
+    takes_variants = True
+
     def __init_subclass__(cls) -> None:
         FORMATS[cls.__name__] = cls
 
     @classmethod
-    def split_upload(
-        cls, source: BinaryIO, task_format: TaskFormat, inputs_out: BinaryIO, labels_out: BinaryIO
-    ) -> Summary:
-        """Write the inputs and the labels of an upload to two files; raise DatasetError at the first bad line.
+    def check_example(cls, record: Record, task_format: TaskFormat) -> Record:
+        """The example of a line; raise FormatError when it does not fit the task."""
+        return task_format.check_example(record)
 
-        `source` can seek. After an error both outputs hold the examples before it: throw them away.
+    @classmethod
+    def shard_of(cls, example: Record) -> str:
+        """The name of the part of the dataset that holds the example; empty when there is one file."""
+        return ""
+
+    @classmethod
+    def overall(cls, by_tag: Mapping[str, float], over_all: Callable[[], float]) -> float:
+        """A performance metric's value on the dataset, from those of its tags or computed over all examples."""
+        return over_all()
+
+    @classmethod
+    def split_upload(cls, source: BinaryIO, task_format: TaskFormat, inputs: Spool, labels: Spool) -> Summary:
+        """Write the inputs and the labels of an upload, each in shards; raise DatasetError at the first bad line.
+
+        `source` can seek. After an error both spools hold the examples before it: throw them away.
         """
-        inputs, labels = _HashedLines(inputs_out), _HashedLines(labels_out)
         seen: set[str] = set()
         tags: Counter[str] = Counter()
         for number, line in _uploaded_lines(source):
-            example = _example(number, line, task_format)
+            example = cls._example(number, line, task_format)
             if example["uid"] in seen:
                 raise DatasetError(number, "duplicate_uid", f"an example above has the uid {example['uid']} too.")
             seen.add(example["uid"])
-            shown, hidden = task_format.split(example)
-            inputs.write(shown)
-            labels.write(hidden)
+            for spool, half in zip((inputs, labels), task_format.split(example), strict=True):
+                # ASCII only: handlers that split a batch with str.splitlines would break a line at U+2028.
+                spool.write(cls.shard_of(example), json.dumps(half).encode() + b"\n")
             tags.update(set(example.get("tags", [])))
         if not seen:
             raise DatasetError(1, "empty", "the file holds no example.")
-        return Summary(len(seen), inputs.sha256.hexdigest(), labels.sha256.hexdigest(), dict(sorted(tags.items())))
+        shards = inputs.shards if cls.is_sharded else []
+        return Summary(len(seen), inputs.sha256(), labels.sha256(), dict(sorted(tags.items())), shards)
+
+    @classmethod
+    def _example(cls, number: int, line: bytes, task_format: TaskFormat) -> Record:
+        try:
+            return cls.check_example(decode(line), task_format)
+        except Unusable as error:
+            raise DatasetError(number, error.rule, error.detail) from error
+        except FormatError as error:
+            raise DatasetError(number, "field", str(error)) from error
 
     @classmethod
     def read_labels(cls, source: BinaryIO, task_format: TaskFormat) -> dict[str, Label]:
@@ -129,23 +158,41 @@ class JsonLines:
 FORMATS: dict[str, type[JsonLines]] = {"JsonLines": JsonLines}
 
 
+class Flores(JsonLines):
+    """Translations, in shards by source language. The direction is an example's tag, and scores are their mean."""
+
+    is_sharded = True
+    takes_variants = False
+
+    @classmethod
+    def check_example(cls, record: Record, task_format: TaskFormat) -> Record:
+        """With its direction as its tag, and `targetText` under the name of the field that models predict."""
+        languages = [_language(record, name) for name in ("sourceLanguage", "targetLanguage")]
+        if len(set(languages)) == 1:
+            raise FormatError(f"sourceLanguage and targetLanguage are both {languages[0]}.", "targetLanguage")
+        direction = "-".join(languages)
+        if record.get("tags", [direction]) != [direction]:
+            raise FormatError("Leave tags out: the direction, made from the languages, is the only tag.", "tags")
+        predicted = task_format.label_names[0]
+        names = {"targetText": predicted} if predicted not in record else {}
+        renamed = {names.get(name, name): value for name, value in record.items()}
+        return super().check_example({**renamed, "tags": [direction]}, task_format)
+
+    @classmethod
+    def shard_of(cls, example: Record) -> str:
+        return example["sourceLanguage"]
+
+    @classmethod
+    def overall(cls, by_tag: Mapping[str, float], over_all: Callable[[], float]) -> float:
+        """Each direction counts the same, however many sentences it has."""
+        return mean(by_tag.values())
+
+
 def dataset_class(name: str) -> type[JsonLines]:
     """The dataset class of that name; raise ValueError naming the known ones."""
     if name not in FORMATS:
         raise ValueError(f"There is no dataset format {name!r}; choose one of {', '.join(sorted(FORMATS))}.")
     return FORMATS[name]
-
-
-@dataclass
-class _HashedLines:
-    out: BinaryIO
-    sha256: Any = field(default_factory=hashlib.sha256)
-
-    def write(self, record: Record) -> None:
-        # ASCII only: handlers that split a batch with str.splitlines would break a line at U+2028.
-        line = json.dumps(record).encode() + b"\n"
-        self.sha256.update(line)
-        self.out.write(line)
 
 
 def _uploaded_lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -160,13 +207,11 @@ def _uploaded_lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
         raise DatasetError(number + 1, "gzip", "the file is damaged or cut off from here; upload it again.") from error
 
 
-def _example(number: int, line: bytes, task_format: TaskFormat) -> Record:
-    try:
-        return task_format.check_example(decode(line))
-    except Unusable as error:
-        raise DatasetError(number, error.rule, error.detail) from error
-    except FormatError as error:
-        raise DatasetError(number, "field", str(error)) from error
+def _language(record: Record, name: str) -> str:
+    code = record.get(name)
+    if not isinstance(code, str) or not LANGUAGE.fullmatch(code):
+        raise FormatError(f"{name} must be a code like eng or zho_simp, not {brief(code)}.", name)
+    return code
 
 
 def _label(number: int, line: bytes, task_format: TaskFormat) -> tuple[str, Label]:

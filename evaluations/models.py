@@ -22,6 +22,7 @@ class Inference(Job):
     fingerprint = models.CharField(max_length=64, help_text="Of all that its predictions depend on.")
     run = models.PositiveSmallIntegerField(default=1, help_text="Counts forced repetitions.")
     inputs_sha256 = models.CharField(max_length=64)
+    shards = models.JSONField(default=list, help_text="Those of its inputs, and so of its predictions.")
     limits = models.JSONField(default=dict, help_text="Deadline in seconds and memory in MiB it ran under.")
     nth = models.PositiveSmallIntegerField(default=1, help_text="Counts the inferences of its build on its dataset.")
     tries = models.PositiveSmallIntegerField(default=0, help_text="Runs that ended without an answer.")
@@ -59,7 +60,7 @@ class Inference(Job):
 
     @property
     def predictions_keys(self) -> list[str]:
-        return [f"{self.predictions_folder}{name}.out" for name in self.dataset.file_names]
+        return [f"{self.predictions_folder}{name}.out" for name in self.dataset.file_names(self.shards)]
 
 
 class Scoring(Job):

@@ -36,6 +36,7 @@ def wanted_inference(build: Build, dataset: Dataset, config: BuildConfig) -> Inf
         dataset=dataset,
         cluster=config.eval_server_id,
         inputs_sha256=dataset.inputs_sha256,
+        shards=dataset.shards,
         limits=limits,
         fingerprint=fingerprint(build.image, build.run, build.model_server, dataset.inputs_sha256, limits),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
@@ -22,6 +22,26 @@ def opened(storage: Storage, keys: Sequence[str], *, sha256: str) -> Iterator[Bi
         yield cast(BinaryIO, source)
 
 
+def opened_each(storage: Storage, keys: Sequence[str], *, sha256: str) -> Iterator[Iterator[bytes]]:
+    """The lines of one object after another; JobStumbled at their end unless the sha256 of all bytes is that."""
+    digest = hashlib.sha256()
+    for key in keys:
+        with storage.open(key) as source:
+            yield _hashed(source, digest)
+    if digest.hexdigest() != sha256:
+        raise _damaged(keys)
+
+
+def _hashed(lines: Iterable[bytes], digest: Any) -> Iterator[bytes]:
+    for line in lines:
+        digest.update(line)
+        yield line
+
+
+def _damaged(keys: Sequence[str]) -> JobStumbled:
+    return JobStumbled("damaged_file", f"{', '.join(keys)} is not what was stored: its sha256 is another.")
+
+
 def joined(storage: Storage, keys: Sequence[str]) -> Iterator[bytes]:
     """The bytes of the objects, one after another; a last line without its end gets one, as another file follows."""
     for key in keys:
@@ -37,7 +57,7 @@ def joined(storage: Storage, keys: Sequence[str]) -> Iterator[bytes]:
 class _Objects(io.RawIOBase):
     def __init__(self, storage: Storage, keys: Sequence[str], sha256: str) -> None:
         self._chunks, self._rest = joined(storage, keys), memoryview(b"")
-        self._what, self._expected, self._hash = ", ".join(keys), sha256, hashlib.sha256()
+        self._keys, self._expected, self._hash = keys, sha256, hashlib.sha256()
 
     def readable(self) -> bool:
         return True
@@ -47,7 +67,7 @@ class _Objects(io.RawIOBase):
             self._rest = memoryview(next(self._chunks, b""))
             self._hash.update(self._rest)
             if not self._rest and self._hash.hexdigest() != self._expected:
-                raise JobStumbled("damaged_file", f"{self._what} is not what was stored: its sha256 is another.")
+                raise _damaged(self._keys)
         size = min(len(buffer), len(self._rest))
         buffer[:size], self._rest = self._rest[:size], self._rest[size:]
         return size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -438,24 +439,28 @@ class Dataset(models.Model):
         """The name with the variant's prefix, as in storage keys: `fairness-tweets`."""
         return self.name if self.variant == self.Variant.BASE else f"{self.variant}-{self.name}"
 
+    def file_names(self, shards: Sequence[str]) -> list[str]:
+        """The names of the files that so sharded inputs, labels or predictions are in: one for each shard."""
+        names = [f"{self.full_name}-{shard}" for shard in shards] or [self.full_name]
+        return [f"{name}.jsonl" for name in names]
+
     @property
-    def file_names(self) -> list[str]:
-        """Its files' names, the same for inputs, labels and predictions: one for each shard."""
-        shards = [f"{self.full_name}-{shard}" for shard in self.shards] or [self.full_name]
-        return [f"{name}.jsonl" for name in shards]
+    def folder(self) -> str:
+        """Where its files lie; those of another format than JSON Lines are in a folder of that format's name."""
+        return self.task.code if self.format == "JsonLines" else f"{self.format.lower()}/{self.task.code}"
 
     @property
     def inputs_keys(self) -> list[str]:
-        return [f"datasets/{self.task.code}/{name}" for name in self.file_names]
+        return [f"datasets/{self.folder}/{name}" for name in self.file_names(self.shards)]
 
     @property
     def labels_keys(self) -> list[str]:
-        return [f"labels/{self.task.code}/{name}" for name in self.file_names]
+        return [f"labels/{self.folder}/{name}" for name in self.file_names(self.shards)]
 
     @property
     def inputs_prefix(self) -> str:
         """What the keys of all its inputs begin with, and no other dataset's."""
-        return f"datasets/{self.task.code}/{self.full_name}-" if self.shards else self.inputs_keys[0]
+        return f"datasets/{self.folder}/{self.full_name}-" if self.shards else self.inputs_keys[0]
 
     def base(self) -> Dataset | None:
         return self.task.datasets.filter(name=self.name, variant=self.Variant.BASE).first()

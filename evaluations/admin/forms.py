@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any, BinaryIO
 
 from django import forms
-from django.conf import settings
 from django.core.exceptions import ValidationError
 
 from evaluations.datasets import FORMATS, DatasetError, dataset_class
+from evaluations.spool import Spool
 from tasks_catalog import metrics
 from tasks_catalog.files import opened
 from tasks_catalog.formats import parse
@@ -133,6 +132,8 @@ class DatasetForm(forms.ModelForm):
 
     def _post_clean(self) -> None:
         super()._post_clean()
+        if not self.errors and self.instance._state.adding:
+            self._check_name()
         if not self.errors:
             self._check_variant()
         if not self.errors and self.cleaned_data.get("file"):
@@ -141,9 +142,25 @@ class DatasetForm(forms.ModelForm):
             except DatasetError as error:
                 self.add_error("file", str(error))
 
+    def _check_name(self) -> None:
+        """A sharded dataset's files are all that begin with its name and a hyphen; no other dataset's may."""
+        dataset = self.instance
+        for other in dataset.task.datasets.all():
+            for longer, shorter in ((dataset, other), (other, dataset)):
+                is_sharded = dataset_class(shorter.format).is_sharded
+                if is_sharded and longer.full_name.startswith(f"{shorter.full_name}-"):
+                    reason = f"The files of {shorter} begin with {shorter}-, which {longer} does too"
+                    self.add_error("name", f"{reason}: choose a name that doesn't.")
+
     def _check_variant(self) -> None:
         dataset = self.instance
-        if dataset.variant != Dataset.Variant.BASE and dataset.base() is None:
+        if dataset.variant == Dataset.Variant.BASE:
+            return
+        base = dataset.base()
+        fixed = [row.format for row in (dataset, base) if row and not dataset_class(row.format).takes_variants]
+        if fixed:
+            self.add_error("variant", f"{fixed[0]} datasets have no perturbed variants: choose base and another name.")
+        elif base is None:
             remedy = f"add it first, or choose the name of one of {', '.join(_base_names(dataset)) or '(none yet)'}"
             field = "name" if "name" in self.fields else "file"
             self.add_error(field, f"There is no base set {dataset.name} in {dataset.task} to perturb: {remedy}.")
@@ -156,16 +173,17 @@ def _base_names(dataset: Dataset) -> list[str]:
 def _check_file(dataset: Dataset, file: BinaryIO) -> None:
     """Read the whole upload and throw the result away; raise DatasetError at the first bad line."""
     reader, task_format = dataset_class(dataset.format), dataset.task.format
-    with tempfile.TemporaryFile(dir=settings.VAR) as inputs, tempfile.TemporaryFile(dir=settings.VAR) as labels:
+    with Spool() as inputs, Spool() as labels:
         file.seek(0)
         reader.split_upload(file, task_format, inputs, labels)
         base = dataset.base()
         if dataset.variant == Dataset.Variant.BASE or base is None:
             return
-        labels.seek(0)
         with opened(base.task.storage(), base.labels_keys, sha256=base.labels_sha256) as source:
             known = reader.read_labels(source, task_format)
-        for number, (uid, label) in enumerate(reader.read_labels(labels, task_format).items(), start=1):
+        with labels.opened("") as source:
+            found = reader.read_labels(source, task_format)
+        for number, (uid, label) in enumerate(found.items(), start=1):
             if label.input_id not in known:
                 detail = f"the input_id of {uid} is {label.input_id!r}, which is no uid of {base}."
                 raise DatasetError(number, "input_id", detail)

@@ -6,8 +6,9 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import Any
 
 from django.conf import settings
 from django.core.files import File
@@ -19,7 +20,7 @@ from builds.sandboxes.policy import SandboxPolicy
 from builds.steps import check_cancelled
 from evaluations.backends import Outcome
 from evaluations.models import Inference
-from tasks_catalog.files import opened
+from tasks_catalog.files import opened_each
 from tasks_catalog.models import BuildConfig
 
 BATCH_LINES = 256
@@ -56,45 +57,37 @@ class LocalRunner:
         sandbox = sandboxes.by_name(inference.build.sandbox)  # the one that the image was made for
         deadline = inference.limits["deadline_seconds"]
         policy = SandboxPolicy(memory_mb=inference.limits["memory_mb"], deadline=deadline, cpu_seconds=int(deadline))
-        storage = inference.submission.task.storage()
-        with (
-            opened(storage, inference.dataset.inputs_keys, sha256=inference.inputs_sha256) as inputs,
-            tempfile.TemporaryFile(dir=settings.VAR) as output,
-            sandbox.serve(inference.build.image, policy=policy, name=inference.name) as server,
-        ):
+        with sandbox.serve(inference.build.image, policy=policy, name=inference.name) as server:
             client = ModelClient(
                 server,
                 deadline=time.monotonic() + deadline,
                 max_answer_bytes=BATCH_LINES * MAX_ANSWER_BYTES_PER_EXAMPLE,
             )
             client.wait_until_ready()
-            started = time.monotonic()
-            examples, sha256 = self._predict(inference, client, inputs, output)
-            seconds = time.monotonic() - started
+            outcome = self._predict(inference, client)
             client.close()
-            peak = server.peak_memory()
-            output.seek(0)
-            storage.save(inference.predictions_keys[0], File(output))
-        return Outcome(
-            "succeeded",
-            predictions_sha256=sha256,
-            examples=examples,
-            seconds=seconds,
-            peak_memory_bytes=peak,
-        )
+            return replace(outcome, peak_memory_bytes=server.peak_memory())
 
-    def _predict(self, inference: Inference, client: ModelClient, inputs: Any, output: BinaryIO) -> tuple[int, str]:
-        examples, sha256 = 0, hashlib.sha256()
-        for lines in _batches(inputs):
-            check_cancelled(inference.submission)
-            answer = client.predict_lines(lines)
-            sha256.update(answer)
-            output.write(answer)
-            examples += len(lines)
-        return examples, sha256.hexdigest()
+    def _predict(self, inference: Inference, client: ModelClient) -> Outcome:
+        """The answers to each shard of the inputs are stored in an object of their own."""
+        examples, seconds, sha256 = 0, 0.0, hashlib.sha256()
+        storage, keys = inference.submission.task.storage(), inference.dataset.inputs_keys
+        shards = opened_each(storage, keys, sha256=inference.inputs_sha256)
+        for lines, key in zip(shards, inference.predictions_keys, strict=True):
+            with tempfile.TemporaryFile(dir=settings.VAR) as output:
+                started = time.monotonic()
+                for batch in _batches(lines):
+                    check_cancelled(inference.submission)
+                    answer = client.predict_lines(batch)
+                    sha256.update(answer)
+                    output.write(answer)
+                    examples += len(batch)
+                seconds += time.monotonic() - started
+                output.seek(0)
+                storage.save(key, File(output))
+        return Outcome("succeeded", predictions_sha256=sha256.hexdigest(), examples=examples, seconds=seconds)
 
 
-def _batches(inputs: Any) -> Iterator[list[bytes]]:
-    lines = iter(inputs)
+def _batches(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
     while batch := list(islice(lines, BATCH_LINES)):
         yield batch

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from evaluations.datasets import FORMATS, DatasetError, JsonLines, Label, PredictionsError, Summary, dataset_class
 from evaluations.json_objects import MAX_LINE_BYTES
+from evaluations.spool import Spool
 from tasks_catalog.formats import parse
 
 FORMAT = parse("""
@@ -38,9 +39,10 @@ GZIPPED = gzip.compress(lines(example("e1")), mtime=0)  # tests are named after 
 
 
 def split(content, task_format=FORMAT):
-    inputs, labels = io.BytesIO(), io.BytesIO()
-    summary = JsonLines.split_upload(io.BytesIO(content), task_format, inputs, labels)
-    return summary, inputs.getvalue(), labels.getvalue()
+    with Spool() as inputs, Spool() as labels:
+        summary = JsonLines.split_upload(io.BytesIO(content), task_format, inputs, labels)
+        with inputs.opened("") as shown, labels.opened("") as hidden:
+            return summary, shown.read(), hidden.read()
 
 
 def predictions(content, task_format=FORMAT, expected=UIDS):
@@ -168,8 +170,8 @@ def test_a_bad_upload_is_refused_with_line_and_rule(content, line, rule):
 def test_an_upload_reads_no_more_than_a_line_of_a_bomb():
     bomb = io.BytesIO(gzip.compress(b"x" * 50_000_000))
 
-    with pytest.raises(DatasetError, match="too_big"):
-        JsonLines.split_upload(bomb, FORMAT, io.BytesIO(), io.BytesIO())
+    with pytest.raises(DatasetError, match="too_big"), Spool() as inputs, Spool() as labels:
+        JsonLines.split_upload(bomb, FORMAT, inputs, labels)
 
 
 def test_predictions_come_back_by_uid():
