@@ -51,6 +51,7 @@ class Computer:
             elif score.pinned["kind"] == TaskMetric.Kind.PERTURBATION:
                 score.value = self._perturbation(score.pinned, scoring, labels, predictions)
             else:
+                _check_files(score.pinned)
                 value_of = partial(_perf, score.pinned, labels, predictions)
                 by_tag = {tag: value_of(uids) for tag, uids in tags.items()}
                 score.value = reader.overall(by_tag, partial(value_of, labels))
@@ -67,6 +68,7 @@ class Computer:
             raise metrics.MetricError(
                 f"{pin['name']} needs a base dataset {scoring.dataset.name} and a ranking metric."
             )
+        _check_files(perf)
         base = _read_predictions(_base_inference(scoring, base_dataset), _read_labels(base_dataset))
         variants: dict[str, list[Any]] = defaultdict(list)
         for uid, label in labels.items():
@@ -83,6 +85,12 @@ class Computer:
             scoring.scores.all().delete()
             Score.objects.bulk_create(scores)
             make_current(scoring)
+
+
+def _check_files(pin: dict[str, Any]) -> None:
+    if pin.get("files", {}) != metrics.file_hashes(pin["name"], pin["options"]):
+        detail = f"A file that {pin['name']} reads is not the one that its scores were asked for with: re-evaluate."
+        raise metrics.MetricError(detail)
 
 
 def _perf(pin: dict[str, Any], labels: dict[str, Label], predictions: dict[str, Any], uids: Iterable[str]) -> float:

@@ -21,46 +21,72 @@ from django.core.management.base import CommandError
 from evaluations.dataset_files import store_dataset_file
 from examples.pack import EXAMPLES, archive_bytes
 from submissions.models import ApiToken, Submission
+from tasks_catalog import demo_flores
 from tasks_catalog.demo_data import TASKS, nli_dataset, sentiment_datasets
-from tasks_catalog.models import BuildConfig, Dataset, Task, TaskMetric
+from tasks_catalog.models import BuildConfig, Dataset, EvalServer, Task, TaskMetric
 
-MODELS = {"sentiment": ("vader", "textblob", "majority"), "nli": ("nli-overlap", "nli-majority")}
-METRICS = {
-    "sentiment": (("macro_f1", "perf", 4.0), ("accuracy", "perf", 0.0)),
-    "nli": (("accuracy", "perf", 4.0), ("macro_f1", "perf", 0.0)),
+MODELS = {
+    "sentiment": ("vader", "textblob", "majority"),
+    "nli": ("nli-overlap", "nli-majority"),
+    "flores_small1": ("flores-copy",),
 }
+EVAL_SERVERS = {"sentiment": "default", "nli": "default", "flores_small1": "flores101"}
 JOB_METRICS = (("examples_per_second", "job", 1.0), ("memory_utilization", "job", 1.0))
+METRICS = {
+    "sentiment": (("macro_f1", "perf", 4.0), ("accuracy", "perf", 0.0), *JOB_METRICS),
+    "nli": (("accuracy", "perf", 4.0), ("macro_f1", "perf", 0.0), *JOB_METRICS),
+    "flores_small1": (("sp_bleu", "perf", 1.0), *((name, kind, 0.0) for name, kind, _ in JOB_METRICS)),
+}
 SENDER = "examples"  # its uploads take none of a visitor's slots
 ACCOUNTS = ("admin", "ada", SENDER)
 TIMEOUT_SECONDS = 120
 
 
 def load_tasks() -> None:
-    """The two tasks with their configs and datasets; what is there already stays as staff left it."""
+    """The tasks with their configs and datasets; what is there already stays as staff left it."""
     for code, texts in TASKS.items():
         if not Task.objects.filter(code=code).exists():
             _make_task(code, texts)
     cache = settings.VAR / "cache" / "demo"
     _load_datasets("sentiment", lambda: sentiment_datasets(cache, index_url=settings.INDEX_URL))
     _load_datasets("nli", lambda: {"nli-small": nli_dataset()})
+    _load_datasets("flores_small1", lambda: {"flores-own": demo_flores.flores_dataset()}, format="Flores")
 
 
 def _make_task(code: str, texts: dict[str, str]) -> None:
     task = Task(code=code, **texts)
     task.full_clean()
     task.save()
-    BuildConfig.objects.create(task=task, memory_mb=2048)
-    for place, (name, kind, weight) in enumerate((*METRICS[code], *JOB_METRICS)):
-        TaskMetric.objects.create(task=task, name=name, kind=kind, weight=weight, ranks=place == 0)
+    server, _ = EvalServer.objects.get_or_create(name=EVAL_SERVERS[code])
+    more = demo_flores.BUILD_CONFIG if code == "flores_small1" else {}
+    BuildConfig.objects.create(task=task, memory_mb=2048, eval_server=server, **more)
+    for place, (name, kind, weight) in enumerate(METRICS[code]):
+        row = TaskMetric(task=task, name=name, kind=kind, weight=weight, ranks=place == 0, options=_options(name))
+        row.full_clean()
+        row.save()
 
 
-def _load_datasets(code: str, read: Any) -> None:
+def eval_servers() -> list[str]:
+    """The clusters that evaluate the tasks; staff may have chosen others since."""
+    configs = BuildConfig.objects.filter(task__code__in=MODELS)
+    return list(configs.order_by("eval_server").values_list("eval_server", flat=True).distinct())
+
+
+def _options(metric: str) -> dict[str, str]:
+    if metric != "sp_bleu":
+        return {}
+    path = settings.VAR / "flores_small1.model"
+    demo_flores.make_model(path)
+    return {"sentencepiece_model": str(path)}
+
+
+def _load_datasets(code: str, read: Any, **more: str) -> None:
     task = Task.objects.get(code=code)
     if task.datasets.exists():
         return
     for name, records in read().items():
         file = io.BytesIO(b"".join(json.dumps(record).encode() + b"\n" for record in records))
-        store_dataset_file(Dataset(task=task, name=name), file)
+        store_dataset_file(Dataset(task=task, name=name, **more), file)
 
 
 def make_accounts() -> dict[str, str]:

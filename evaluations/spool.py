@@ -7,7 +7,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Self
+from typing import BinaryIO, Self, cast
 
 from django.conf import settings
 
@@ -48,12 +48,12 @@ class Spool:
         return digest.hexdigest()
 
     @contextmanager
-    def opened(self, shard: str) -> Iterator[IO[bytes]]:
+    def opened(self, shard: str) -> Iterator[BinaryIO]:
         """A file of the shard's lines."""
         with tempfile.TemporaryFile(dir=settings.VAR) as part:
             part.writelines(self._chunks(shard))
             part.seek(0)
-            yield part
+            yield cast(BinaryIO, part)
 
     def _chunks(self, shard: str) -> Iterator[bytes]:
         for place, size in self._places[shard]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 EXAMPLES = Path(__file__).resolve().parent
-SHIPPED = ("vader", "textblob", "majority", "nli-overlap", "nli-majority")
+SHIPPED = ("vader", "textblob", "majority", "nli-overlap", "nli-majority", "flores-copy")
 
 
 def pack(project: Path, dest: Path) -> str:

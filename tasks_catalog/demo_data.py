@@ -1,4 +1,4 @@
-"""The demonstration's tasks and data: sentences rated by people for VADER, and a small NLI set of our own.
+"""The demonstration's tasks and data: sentences rated by people for VADER, and small sets of our own.
 
 The sentiment sets lie in the source distribution of vaderSentiment 3.3.2. They are fetched when the demonstration is
 set up and stay in its cache: they belong to their authors, so they are neither shipped nor served.
@@ -16,6 +16,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tasks_catalog import demo_flores
 
 PACKAGE = "vaderSentiment==3.3.2"
 SDIST = "vaderSentiment-3.3.2.tar.gz"
@@ -77,6 +79,7 @@ output:
   - {name: prob, type: prob, reference_name: label}
 """,
     },
+    "flores_small1": demo_flores.TASK,
 }
 
 

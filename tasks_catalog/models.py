@@ -376,12 +376,14 @@ class TaskMetric(models.Model):
 
     def pinned(self) -> dict[str, Any]:
         """What a score of this metric depends on."""
+        files = metrics.file_hashes(self.name, self.options)
         return {
             "name": self.name,
             "kind": self.kind,
             "field": self.field,
             "options": self.options,
             "version": self.definition.version,
+            **({"files": files} if files else {}),
         }
 
 

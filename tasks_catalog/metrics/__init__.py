@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from tasks_catalog.metrics import classification, measured, questions, translation
 from tasks_catalog.metrics.perturbation import unperturbed_percent
-from tasks_catalog.metrics.registry import Metric, MetricError, Option, check_options, compute, get, metric, names
+from tasks_catalog.metrics.registry import (
+    Metric,
+    MetricError,
+    Option,
+    check_options,
+    compute,
+    file_hashes,
+    get,
+    metric,
+    names,
+)
 
 FAMILIES = (classification, measured, questions, translation)  # importing a family registers its metrics
 
@@ -15,6 +25,7 @@ __all__ = [
     "Option",
     "check_options",
     "compute",
+    "file_hashes",
     "get",
     "metric",
     "names",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 Kind = Literal["perf", "perturbation", "job"]
 Answer = str | Sequence[str]  # a reference: the right text, or every text that counts as right
@@ -21,13 +25,23 @@ class MetricError(ValueError):
     """A metric that cannot be computed as asked; the message says why and what to do."""
 
 
+class FileVersion(NamedTuple):
+    path: str
+    mtime_ns: int
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One setting of a metric: its type, the value used when it is not given, and what is allowed (empty: anything)."""
+    """One setting of a metric: its type, the value used when it is not given, and what is allowed (empty: anything).
+
+    `is_file`: the value is the path of a file, which must be there.
+    """
 
     type: type[OptionValue]
     default: OptionValue
     choices: tuple[OptionValue, ...] = ()
+    is_file: bool = False
 
     def check(self, where: str, value: object) -> OptionValue:
         """Return the value; raise MetricError when it is of another type or not one of the choices."""
@@ -37,6 +51,9 @@ class Option:
             raise MetricError(f"{where} must be of type {self.type.__name__}, not {type(value).__name__}.")
         if self.choices and value not in self.choices:
             raise MetricError(f"{where} must be one of {', '.join(map(str, self.choices))}; it is {value!r}.")
+        if self.is_file and not _is_readable(str(value)):
+            found = f"{value} is missing or can't be read" if value else "it is not given"
+            raise MetricError(f"{where} must be the path of a file, on each host: {found}.")
         return value
 
 
@@ -115,6 +132,28 @@ def check_options(name: str, options: Mapping[str, object]) -> dict[str, OptionV
     if entry.check_together:
         entry.check_together(checked)
     return checked
+
+
+def file_hashes(name: str, options: Mapping[str, object]) -> dict[str, str]:
+    """The sha256 of each file that the options name, by option; empty for a file that is not there."""
+    files = {key: str(options.get(key, "")) for key, option in get(name).options.items() if option.is_file}
+    return {key: _sha256(file_version(path)) if _is_readable(path) else "" for key, path in files.items()}
+
+
+def _is_readable(path: str) -> bool:
+    return "\0" not in path and os.access(path, os.R_OK) and Path(path).is_file()
+
+
+def file_version(path: str) -> FileVersion:
+    """The file as it is now: equal as long as nobody writes it."""
+    stat = Path(path).stat()
+    return FileVersion(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=16)
+def _sha256(version: FileVersion) -> str:
+    with Path(version.path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def compute(name: str, predictions: Sequence[str], references: Sequence[Answer], **options: object) -> float:

@@ -65,7 +65,7 @@ def test_the_demo_ranks_real_models_and_repeats_nothing(tmp_path, database):
     vader = first["models"][0]["scores"]
     assert {name: scores["accuracy"] for name, scores in vader.items()} == pytest.approx(VADER_ACCURACY, abs=0.3)
     assert all(set(scores) == METRICS for scores in vader.values())
-    assert [task["task"] for task in first["also"]] == ["nli"]
+    assert [task["task"] for task in first["also"]] == ["nli", "flores_small1"]
     assert [model["dynascore"] for model in again["models"]] == [model["dynascore"] for model in first["models"]]
     assert "/authenticate/refresh_from_api" in logs
     assert "api_token=" not in logs

@@ -38,7 +38,7 @@ class Command(BaseCommand):
         self.console = Console(stderr=json, highlight=False)
         logging.getLogger("builds").setLevel(logging.WARNING)
         self._prepare()
-        with Services(["build", "default"]) as services:
+        with Services(["build", *demo.eval_servers()]) as services:
             result = self._run()
             if not no_serve:
                 self._say_where()
@@ -126,8 +126,9 @@ class Command(BaseCommand):
 
     def _say_where(self) -> None:
         url = settings.BASE_URL
+        boards = "   ".join(f"{url}/tasks/{code}/" for code in demo.MODELS)
         self.console.print(
-            f"\n  site      {url}/\n  boards    {url}/tasks/sentiment/   {url}/tasks/nli/"
+            f"\n  site      {url}/\n  boards    {boards}"
             f"\n  admin     {url}/admin/\n  mail      {settings.VAR / 'mail'}"
             f"\n  accounts  {settings.VAR / 'demo-accounts.txt'}\n\nCtrl-C stops everything."
         )
