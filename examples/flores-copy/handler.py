@@ -13,8 +13,9 @@ class Handler(BaseDynaHandler):
     def initialize(self, context: Any) -> None:
         """Read the table, and know it in both directions and for capital letters, too."""
         checkpoint, _, _ = self._handler_initialize(context)
-        small = list(json.loads(Path(checkpoint).read_text(encoding="utf-8")).items())
-        letters = small + [(latin.capitalize(), cyrillic.upper()) for latin, cyrillic in small]
+        letters = []
+        for latin, cyrillic in json.loads(Path(checkpoint).read_text(encoding="utf-8")).items():  # lj before l
+            letters += [(latin, cyrillic), (latin.capitalize(), cyrillic.upper())]
         self.letters = {
             ("hrv", "srp"): letters,
             ("srp", "hrv"): [(cyrillic, latin) for latin, cyrillic in letters],

@@ -200,6 +200,14 @@ def test_what_can_not_work_is_refused_at_its_field(admin, field, value, said):
     assert not Task.objects.exists()
 
 
+def test_a_metric_needs_the_file_that_it_reads(admin):
+    options = {"metrics-0-name": "sp_bleu", "metrics-0-options": '{"sentencepiece_model": "/nowhere/spm.model"}'}
+
+    response = admin.post(TASK_ADD, FORM | options)
+
+    assert "/nowhere/spm.model is missing or can't be read" in errors(response)["metrics-0-options"]
+
+
 def test_some_metric_must_rank(admin):
     response = admin.post(TASK_ADD, {name: value for name, value in FORM.items() if name != "metrics-0-ranks"})
 

@@ -28,6 +28,14 @@ assert handler.handle(None, context) is None
 for line in sys.stdin:
     print(json.dumps(handler.handle([{"body": json.loads(line)}], context)))
 """
+ASK_AT_ONCE = (
+    ASK.partition("for line")[0]
+    + """
+[text] = handler.handle([{"body": bytearray(sys.stdin.buffer.read())}], context)
+for line in text.splitlines():
+    print(json.dumps([json.loads(line)]))
+"""
+)
 STATEMENTS = {
     "I love this, it is wonderful!": "positive",
     "The table has four legs.": "neutral",
@@ -42,7 +50,7 @@ def ask(project: Path, home: Path, examples: list[dict]) -> subprocess.Completed
     config = {"task": task, "config": yaml.safe_load(TASKS[task]["io_yaml"])}
     (code / ".dynalab" / f"{task}.json").write_text(json.dumps(config))
     return subprocess.run(
-        [sys.executable, "-c", ASK],
+        [sys.executable, "-c", ASK_AT_ONCE if task == "flores_small1" else ASK],
         cwd=code,
         env={"PYTHONPATH": str(SHIMS)},
         input="".join(json.dumps(example) + "\n" for example in examples),
@@ -104,6 +112,19 @@ def test_the_nli_baselines_score_what_the_readme_says(name, accuracy, tmp_path):
 
     right = [record["label"] for record in records]
     assert round(compute("accuracy", [p["label"] for p in predictions], right), 2) == accuracy
+
+
+def test_the_copy_writes_croatian_in_serbian_letters_and_back(tmp_path):
+    words = {"hrv": "Ljubav, njuh i džep", "srp": "Љубав, њух и џеп"}
+    pairs = [("hrv", "srp"), ("srp", "hrv"), ("hrv", "eng")]
+    examples = [
+        {"uid": str(n), "sourceLanguage": source, "targetLanguage": target, "sourceText": words[source]}
+        for n, (source, target) in enumerate(pairs)
+    ]
+
+    found = [answer["translatedText"] for answer in answers(EXAMPLES / "flores-copy", tmp_path, examples)]
+
+    assert found == [words["srp"], words["hrv"], words["hrv"]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

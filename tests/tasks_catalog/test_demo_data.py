@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from evaluations.datasets import Flores
 from tasks_catalog import demo_data, formats
 from tasks_catalog.demo_data import TASKS, DemoDataError, nli_dataset, sentiment_datasets
+from tasks_catalog.demo_flores import flores_dataset
 
 NOWHERE = "http://127.0.0.1:9/simple"
 
@@ -100,6 +102,15 @@ def test_the_nli_set_is_balanced_and_its_uids_do_not_tell_the_label():
     assert all(record["tags"] for record in records)
 
 
+def test_the_flores_set_has_eight_sentences_in_each_of_thirty_directions():
+    records = flores_dataset()
+
+    directions = Counter((record["sourceLanguage"], record["targetLanguage"]) for record in records)
+    assert sorted({source for source, _ in directions}) == ["eng", "est", "hrv", "hun", "mkd", "srp"]
+    assert (len(directions), set(directions.values())) == (30, {8})
+    assert len({record["uid"] for record in records}) == 240
+
+
 @pytest.mark.parametrize("code", TASKS)
 def test_each_task_text_is_complete(code):
     task = TASKS[code]
@@ -109,9 +120,11 @@ def test_each_task_text_is_complete(code):
 
 
 def test_every_record_fits_the_format_of_its_task(rated):
-    sentiment, nli = (formats.parse(TASKS[code]["io_yaml"]) for code in ("sentiment", "nli"))
+    sentiment, nli, flores = (formats.parse(TASKS[code]["io_yaml"]) for code in ("sentiment", "nli", "flores_small1"))
 
     assert all(sentiment.check_example(record) for records in rated.values() for record in records)
     assert all(nli.check_example(record) for record in nli_dataset())
+    assert all(Flores.check_example(record, flores) for record in flores_dataset())
     assert sentiment.input_names == ("uid", "statement")
     assert nli.input_names == ("uid", "context", "hypothesis")
+    assert flores.input_names == ("uid", "sourceLanguage", "targetLanguage", "sourceText")

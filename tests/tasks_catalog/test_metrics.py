@@ -8,10 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks_catalog import metrics
+from tasks_catalog.demo_flores import make_model
 from tasks_catalog.metrics import MetricError, compute
 from tasks_catalog.metrics.registry import Metric, register
 
 texts = st.text(max_size=30)
+
+
+@pytest.fixture(scope="module")
+def needed(tmp_path_factory):
+    """The options that a metric can't do without."""
+    path = tmp_path_factory.mktemp("spm") / "small.model"
+    make_model(path)
+    return lambda name: {"sentencepiece_model": str(path)} if name == "sp_bleu" else {}
 
 
 def test_metrics_import_without_django():
@@ -23,7 +32,7 @@ def test_metrics_import_without_django():
 
 
 def test_every_kind_has_its_metrics():
-    assert metrics.names("perf") == ["accuracy", "bleu", "macro_f1", "precision", "recall", "squad_f1"]
+    assert metrics.names("perf") == ["accuracy", "bleu", "macro_f1", "precision", "recall", "sp_bleu", "squad_f1"]
     assert metrics.names("perturbation") == ["fairness", "robustness"]
     assert metrics.names("job") == ["examples_per_second", "memory_utilization"]
 
@@ -98,18 +107,18 @@ def test_two_metrics_cannot_share_a_name():
 
 @pytest.mark.parametrize("name", metrics.names("perf"))
 @given(pairs=st.lists(st.tuples(texts, texts | st.lists(texts, min_size=1, max_size=3)), min_size=1, max_size=8))
-def test_any_texts_give_a_finite_percentage(name, pairs):
+def test_any_texts_give_a_finite_percentage(name, needed, pairs):
     predictions, references = zip(*pairs, strict=True)
 
-    assert 0 <= compute(name, predictions, references) <= 100
+    assert 0 <= compute(name, predictions, references, **needed(name)) <= 100
 
 
 @pytest.mark.parametrize("name", metrics.names("perf"))
 @given(pairs=st.lists(st.tuples(texts, texts), min_size=1, max_size=12), seed=st.randoms())
-def test_the_order_of_examples_does_not_matter(name, pairs, seed):
+def test_the_order_of_examples_does_not_matter(name, needed, pairs, seed):
     shuffled = list(pairs)
     seed.shuffle(shuffled)
 
-    first, second = (compute(name, *zip(*each, strict=True)) for each in (pairs, shuffled))
+    first, second = (compute(name, *zip(*each, strict=True), **needed(name)) for each in (pairs, shuffled))
 
     assert first == pytest.approx(second, abs=1e-12)
