@@ -12,6 +12,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -44,6 +45,7 @@ TIMEOUT_SECONDS = 120
 
 def load_tasks() -> None:
     """The tasks with their configs and datasets; what is there already stays as staff left it."""
+    demo_flores.make_model(_sentencepiece_model())
     for code, texts in TASKS.items():
         if not Task.objects.filter(code=code).exists():
             _make_task(code, texts)
@@ -73,11 +75,11 @@ def eval_servers() -> list[str]:
 
 
 def _options(metric: str) -> dict[str, str]:
-    if metric != "sp_bleu":
-        return {}
-    path = settings.VAR / "flores_small1.model"
-    demo_flores.make_model(path)
-    return {"sentencepiece_model": str(path)}
+    return {"sentencepiece_model": str(_sentencepiece_model())} if metric == "sp_bleu" else {}
+
+
+def _sentencepiece_model() -> Path:
+    return settings.VAR / "flores_small1.model"
 
 
 def _load_datasets(code: str, read: Any, **more: str) -> None:

@@ -27,7 +27,7 @@ def opened_each(storage: Storage, keys: Sequence[str], *, sha256: str) -> Iterat
     digest = hashlib.sha256()
     for key in keys:
         with storage.open(key) as source:
-            yield _hashed(source, digest)
+            yield _hashed(iter(source.readline, b""), digest)
     if digest.hexdigest() != sha256:
         raise _damaged(keys)
 

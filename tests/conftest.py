@@ -21,6 +21,7 @@ from evaluations.dataset_files import store_dataset_file
 from evaluations.models import Inference
 from evaluations.planning import wanted_inference, wanted_scoring
 from submissions.models import Submission
+from tasks_catalog.demo_flores import BUILD_CONFIG, TASK, make_model
 from tasks_catalog.models import BuildConfig, Dataset, EvalServer, InstanceType, Task, TaskMetric
 
 os.environ["PATH"] += ":/usr/sbin:/sbin"  # where Debian keeps servers, and a user's shell does not look
@@ -103,6 +104,16 @@ def task(eval_servers) -> Task:
     TaskMetric.objects.create(task=task, name="accuracy", weight=0)
     TaskMetric.objects.create(task=task, name="examples_per_second", kind="job")
     TaskMetric.objects.create(task=task, name="memory_utilization", kind="job")
+    return task
+
+
+@pytest.fixture
+def flores_task(eval_servers, tmp_path) -> Task:
+    task = Task.objects.create(code="flores_small1", **TASK)
+    BuildConfig.objects.create(task=task, eval_server_id="flores101", memory_mb=2048, **BUILD_CONFIG)
+    make_model(tmp_path / "spm.model")
+    options = {"sentencepiece_model": str(tmp_path / "spm.model")}
+    TaskMetric.objects.create(task=task, name="sp_bleu", ranks=True, options=options)
     return task
 
 

@@ -118,7 +118,11 @@ class TaskMetricFormSet(forms.BaseInlineFormSet):
 class DatasetForm(forms.ModelForm):
     """One file with everything; the split into inputs and labels is ours."""
 
-    format = forms.ChoiceField(choices=lambda: [(name, name) for name in sorted(FORMATS)], initial="JsonLines")
+    format = forms.ChoiceField(
+        choices=lambda: [(name, name) for name in sorted(FORMATS)],
+        initial="JsonLines",
+        help_text="Flores for translations, which are scored by direction; docs/metrics.md has an example of each.",
+    )
     file = forms.FileField(
         help_text="JSON Lines in UTF-8, may be gzipped: one example a line with uid, all fields of the task, and tags; "
         "perturbed variants with input_id, the uid of the base example. Every line is checked before anything is saved."

@@ -55,6 +55,10 @@ class BucketStorage(S3Storage):
         with _s3_faults():
             return super().size(name)
 
+    def listdir(self, name: str) -> tuple[list[str], list[str]]:
+        with _s3_faults():
+            return super().listdir(name)
+
 
 @contextmanager
 def _s3_faults() -> Iterator[None]:

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from evaluations.datasets import Flores
 from examples.pack import EXAMPLES, SHIPPED, setup_config
 from tasks_catalog import formats
 from tasks_catalog.demo_data import TASKS, nli_dataset
+from tasks_catalog.demo_flores import flores_dataset, make_model
 from tasks_catalog.metrics import compute
 from tests.examples.broken import BREAKAGES, CRASH_WORD, KINDS, REQUIREMENTS, broken_project
 
@@ -112,6 +114,24 @@ def test_the_nli_baselines_score_what_the_readme_says(name, accuracy, tmp_path):
 
     right = [record["label"] for record in records]
     assert round(compute("accuracy", [p["label"] for p in predictions], right), 2) == accuracy
+
+
+def test_the_translation_baseline_scores_what_the_readme_says(tmp_path):
+    task = formats.parse(TASKS["flores_small1"]["io_yaml"])
+    make_model(tmp_path / "spm.model")
+    records = [Flores.check_example(record, task) for record in flores_dataset()]
+
+    predictions = answers(EXAMPLES / "flores-copy", tmp_path, [task.split(record)[0] for record in records])
+
+    by_direction: dict[str, list[tuple[str, str]]] = {}
+    for record, prediction in zip(records, predictions, strict=True):
+        pair = prediction["translatedText"], record["translatedText"]
+        by_direction.setdefault(record["tags"][0], []).append(pair)
+    scores = {
+        direction: compute("sp_bleu", *zip(*pairs, strict=True), sentencepiece_model=str(tmp_path / "spm.model"))
+        for direction, pairs in by_direction.items()
+    }
+    assert round(Flores.overall(scores, lambda: 0.0), 2) == 7.59
 
 
 def test_the_copy_writes_croatian_in_serbian_letters_and_back(tmp_path):
