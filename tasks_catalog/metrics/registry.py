@@ -27,7 +27,7 @@ class MetricError(ValueError):
 
 class FileVersion(NamedTuple):
     path: str
-    mtime_ns: int
+    changed_ns: int
     size: int
 
 
@@ -147,7 +147,7 @@ def _is_readable(path: str) -> bool:
 def file_version(path: str) -> FileVersion:
     """The file as it is now: equal as long as nobody writes it."""
     stat = Path(path).stat()
-    return FileVersion(path, stat.st_mtime_ns, stat.st_size)
+    return FileVersion(path, stat.st_ctime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=16)
