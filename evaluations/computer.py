@@ -88,6 +88,8 @@ class Computer:
 
 
 def _check_files(pin: dict[str, Any]) -> None:
+    """What the metric reads here is what its scores were asked for with; raise MetricError when it is not, or gone."""
+    metrics.check_options(pin["name"], pin["options"])
     if pin.get("files", {}) != metrics.file_hashes(pin["name"], pin["options"]):
         detail = f"A file that {pin['name']} reads is not the one that its scores were asked for with: re-evaluate."
         raise metrics.MetricError(detail)

@@ -326,6 +326,7 @@ class TaskMetric(models.Model):
         max_length=60, blank=True, help_text="The field it compares. Blank: the only one that models predict."
     )
     options = models.JSONField(default=dict, blank=True, help_text='For example {"average": "binary"}.')
+    files = models.JSONField(default=dict, editable=False, help_text="The sha256 of files in the options when saved.")
     ranks = models.BooleanField(
         "ranks models", default=False, help_text="Exactly one performance metric of a task ranks."
     )
@@ -354,6 +355,7 @@ class TaskMetric(models.Model):
             metrics.check_options(self.name, self.options)
         except metrics.MetricError as error:
             raise ValidationError({"options": str(error)}) from error
+        self.files = metrics.file_hashes(self.name, self.options)
         self._clean_reference()
 
     def _clean_reference(self) -> None:
@@ -375,8 +377,9 @@ class TaskMetric(models.Model):
         return self.reference or self.task.format.label_names[0]
 
     def pinned(self) -> dict[str, Any]:
-        """What a score of this metric depends on."""
-        files = metrics.file_hashes(self.name, self.options)
+        """What a score of this metric depends on; of a file that this host can't read, the one it was saved with."""
+        hashes = metrics.file_hashes(self.name, self.options)
+        files = {option: sha256 or self.files.get(option, "") for option, sha256 in hashes.items()}
         return {
             "name": self.name,
             "kind": self.kind,

@@ -94,6 +94,11 @@ class TaskMetricForm(forms.ModelForm):
             "weight": forms.NumberInput(attrs={"class": "vIntegerField", "step": "any", "min": 0}),
         }
 
+    def has_changed(self) -> bool:
+        """Also when a file that its options name was replaced."""
+        row = self.instance
+        return super().has_changed() or bool(row.files and row.files != metrics.file_hashes(row.name, row.options))
+
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean()
         if name := cleaned.get("name"):

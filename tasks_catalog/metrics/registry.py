@@ -53,7 +53,7 @@ class Option:
             raise MetricError(f"{where} must be one of {', '.join(map(str, self.choices))}; it is {value!r}.")
         if self.is_file and not _is_readable(str(value)):
             found = f"{value} is missing or can't be read" if value else "it is not given"
-            raise MetricError(f"{where} must be the path of a file, on each host: {found}.")
+            raise MetricError(f"{where} must be the path of a file here: {found}.")
         return value
 
 

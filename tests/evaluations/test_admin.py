@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 
@@ -14,6 +15,7 @@ from dynabench_site.state import StatusEvent
 from evaluations.dataset_files import store_dataset_file
 from evaluations.models import CurrentScores, Inference, Scoring
 from submissions.models import Submission
+from tasks_catalog.demo_flores import train_sentencepiece
 from tasks_catalog.models import BuildConfig, Dataset, EvalServer, Task, TaskMetric
 from tests.conftest import EXAMPLES, IO_YAML, jsonl, make_built
 
@@ -206,6 +208,18 @@ def test_a_metric_needs_the_file_that_it_reads(admin):
     response = admin.post(TASK_ADD, FORM | options)
 
     assert "/nowhere/spm.model is missing or can't be read" in errors(response)["metrics-0-options"]
+
+
+def test_saving_again_takes_a_replaced_file_for_the_metric(admin, flores_task, tmp_path):
+    admin.post(url(flores_task), change_form(flores_task, **{"metrics-0-weight": 2}))
+    before = flores_task.metrics.get().files
+    (tmp_path / "spm.model").write_bytes(train_sentencepiece(["a b c", "b c d"], 20))
+
+    response = admin.post(url(flores_task), change_form(Task.objects.get(pk=flores_task.pk)))
+
+    assert response.status_code == 302, errors(response)
+    digest = hashlib.sha256((tmp_path / "spm.model").read_bytes()).hexdigest()
+    assert flores_task.metrics.get().files == {"sentencepiece_model": digest} != before
 
 
 def test_some_metric_must_rank(admin):

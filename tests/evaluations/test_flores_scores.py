@@ -134,6 +134,27 @@ def test_another_sentencepiece_model_at_the_same_path_makes_scores_outdated(mode
     }
 
 
+def test_a_host_without_the_file_plans_nothing_new(model, translations, tmp_path):
+    row = translations.task.metrics.get()
+    row.full_clean()
+    row.save()
+    score(answer(make_built(model), translations))
+
+    (tmp_path / "spm.model").unlink()
+
+    assert services.plan_evaluation(submissions=Submission.objects.all()).submission_pks == []
+
+
+def test_a_scoring_without_its_file_says_which_is_missing(model, translations, tmp_path):
+    inference = answer(make_built(model), translations)
+    (tmp_path / "spm.model").unlink()
+
+    scoring = score(inference)
+
+    assert (scoring.status, scoring.error_code) == ("dead", "metric_error")
+    assert f"{tmp_path / 'spm.model'} is missing" in scoring.error_detail
+
+
 def test_a_scoring_with_another_file_than_asked_for_ends_without_scores(model, translations, tmp_path):
     inference = answer(make_built(model), translations)
     task = translations.task

@@ -84,7 +84,7 @@ def test_the_best_of_several_references_counts(model):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "sentencepiece_model of sp_bleu must be the path of a file, on each host: it is not given"),
+        ({}, "sentencepiece_model of sp_bleu must be the path of a file here: it is not given"),
         ({"sentencepiece_model": "/nowhere/spm.model"}, "/nowhere/spm.model is missing or can't be read"),
         ({"sentencepiece_model": "/" + "x" * 5000}, "is missing or can't be read"),
         ({"sentencepiece_model": "/a\0b"}, "is missing or can't be read"),
