@@ -94,10 +94,14 @@ class TaskMetricForm(forms.ModelForm):
             "weight": forms.NumberInput(attrs={"class": "vIntegerField", "step": "any", "min": 0}),
         }
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        row = self.instance
+        self.has_new_file = bool(row.files) and row.files != metrics.file_hashes(row.name, row.options)
+
     def has_changed(self) -> bool:
         """Also when a file that its options name was replaced."""
-        row = self.instance
-        return super().has_changed() or bool(row.files and row.files != metrics.file_hashes(row.name, row.options))
+        return self.has_new_file or super().has_changed()
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean()
