@@ -43,6 +43,13 @@ def retried(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def is_away(error: BaseException | None) -> bool:
+    """Whether it is one of AWAY or came of one: a closing cursor raises the driver's own error, with that behind."""
+    while error and not isinstance(error, AWAY):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def wait_until_it_answers() -> None:
     """Return when the database can be reached; raises what waiting would not mend."""
     while True:

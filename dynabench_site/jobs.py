@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Self
 
 from django.conf import settings
 from django.db import Error as DatabaseError
-from django.db import connection, models, transaction
+from django.db import OperationalError, connection, models, transaction
 from django.db.models.functions import Now
 
 from dynabench_site import clusters
-from dynabench_site.database import AWAY, repeat_until_it_answers, retried
+from dynabench_site.database import AWAY, is_away, repeat_until_it_answers, retried
 from dynabench_site.faults import NotYet
 from dynabench_site.interrupts import interruptible
 from dynabench_site.state import Stateful
@@ -295,7 +295,9 @@ def _work(job: Job, do: Callable[[], None]) -> None:
         job.advance(job.Status.CANCELLED, reason="cancelled")
     except (LeaseLost, *AWAY):
         raise
-    except Exception:  # noqa: BLE001 - the worker's edge
+    except Exception as error:  # noqa: BLE001 - the worker's edge
+        if is_away(error):
+            raise OperationalError from error
         logger.exception("%s %s stumbled", job._meta.model_name, job.pk)
         job.stumble("server_error", "Something went wrong on our side; we have written it down.")
 

@@ -11,7 +11,7 @@ from django.views import defaults
 
 from dynabench_site.api import NOTHING_HERE, problem_response
 from dynabench_site.clusters import ClusterHeartbeat
-from dynabench_site.database import AWAY
+from dynabench_site.database import is_away
 from dynabench_site.faults import NotYet
 
 API_PATHS = ("/api/", "/models/upload/", "/authenticate/", "/tasks/submitable", "/readyz")
@@ -58,4 +58,6 @@ def _is_api(request: HttpRequest) -> bool:
 
 
 def _is_passing(error: BaseException | None) -> bool:
-    return isinstance(error, (*AWAY, NotYet)) or isinstance(error, OSError) and error.errno == errno.ENOSPC
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    return isinstance(error, NotYet) or is_away(error)

@@ -24,7 +24,10 @@ def test_an_upload_that_would_pass_a_little_later_is_told_to_come_back(user, tas
     assert response.headers["Retry-After"] == views.RETRY_SECONDS
 
 
+BARE = RuntimeError("from a cursor that closes")
+BARE.__context__ = OperationalError(2013, "Lost connection to server during query")
 ERRORS = [
+    (BARE, 503),
     (OperationalError("database is locked"), 503),
     (OperationalError(2006, "Server has gone away"), 503),
     (InterfaceError(0, ""), 503),
@@ -35,7 +38,7 @@ ERRORS = [
 def told(request: HttpRequest, error: Exception) -> HttpResponse:
     try:
         raise error
-    except (OperationalError, InterfaceError, ValueError):
+    except (OperationalError, InterfaceError, RuntimeError, ValueError):
         return views.server_error(request)
 
 
