@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo serve test test-mariadb check full clean
+.PHONY: demo serve test test-mariadb test-aws check full clean
 
 .venv/made: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -19,11 +19,20 @@ serve: .venv/made
 	$(BIN)/python manage.py migrate --verbosity 0
 	$(BIN)/python manage.py serve
 
-test-mariadb: .venv/made-dev
-	$(BIN)/python -m tests.mariadb $(BIN)/python -m pytest -n auto
-
 test: .venv/made-dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto -m "not aws"
+
+# The same suite on a private MariaDB server.
+test-mariadb: .venv/made-dev
+	$(BIN)/python -m tests.mariadb $(BIN)/python -m pytest -n auto -m "not aws"
+
+# The production profile, on MariaDB and on an AWS on loopback; what was asked of it is in var/test-aws/requests.jsonl.
+test-aws: .venv/made-dev
+	$(BIN)/python -m tests.mariadb $(BIN)/python -m pytest -n auto -m aws --durations=10
+
+# What is too long for each change.
+full: test test-mariadb
+	DYNABENCH_TEST_EVALUATIONS=200 $(MAKE) test-aws
 
 check: .venv/made-dev
 	$(BIN)/ruff check .
