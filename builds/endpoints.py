@@ -101,7 +101,8 @@ def sweep() -> None:
         end_endpoint(endpoint)
     over = [Endpoint.Status.FAILED, Endpoint.Status.DEAD, Endpoint.Status.CANCELLED]
     for endpoint in Endpoint.objects.filter(is_deployed=True, status__in=over).select_related("build__submission"):
-        deployer().stop(endpoint)
-        Endpoint.objects.filter(pk=endpoint.pk, status__in=over).update(is_deployed=False)
+        with jobs.another_time(endpoint):
+            deployer().stop(endpoint)
+            Endpoint.objects.filter(pk=endpoint.pk, status__in=over).update(is_deployed=False)
     due = Endpoint.objects.due().order_by("pk").values_list("pk", flat=True)
     queue.ring_again(queue.DEPLOY_ENDPOINT, due[:50], cluster=queue.BUILD_CLUSTER)

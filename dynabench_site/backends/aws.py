@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from django.conf import settings
 from django_q.brokers import Broker
 
-from dynabench_site.faults import NotYet
+from dynabench_site.faults import NotYet, Throttled
 from dynabench_site.jobs import JobStumbled
 
 CONFIG = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 3})
@@ -43,6 +43,7 @@ RIGHTS = {
     "SignatureDoesNotMatch",
     "RequestExpired",
 }
+NO_QUEUE = {"QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"}
 FIRST_PAUSE, LONGEST_PAUSE = 2, 300  # seconds
 QUOTA_PAUSE = 10 * settings.LEASE_SECONDS
 
@@ -89,7 +90,7 @@ def _meaning(error: ClientError) -> Exception:
     code, message = code_of(error), message_of(error)
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code in THROTTLED:
-        return NotYet(f"AWS, which is throttling {error.operation_name}", FIRST_PAUSE, most=LONGEST_PAUSE)
+        return Throttled(f"AWS, which is throttling {error.operation_name}", FIRST_PAUSE, most=LONGEST_PAUSE)
     if code in QUOTA:
         return NotYet(f"an AWS quota: {message}", QUOTA_PAUSE)
     if code in RIGHTS:
@@ -173,4 +174,9 @@ def _sqs(config: Config = CONFIG) -> Any:
 @cache
 def _queue_url(name: str, config: Config) -> str:
     with faults():
-        return _sqs(config).get_queue_url(QueueName=name)["QueueUrl"]
+        try:
+            return _sqs(config).get_queue_url(QueueName=name)["QueueUrl"]
+        except ClientError as error:
+            if code_of(error) not in NO_QUEUE:
+                raise
+            raise NotYet(f"the queue {name}, which `manage.py create_queues` makes", QUOTA_PAUSE) from error
