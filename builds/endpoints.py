@@ -42,13 +42,14 @@ def _start(endpoint: Endpoint) -> None:
 
 
 def can_redeploy(submission: Submission) -> bool:
-    """Whether its task has endpoints, it has an image, and no endpoint of it is up or on its way."""
+    """Whether its task has endpoints, it has an image, and no endpoint of it is up, on its way, or still there."""
     if not submission.task.build_config.create_endpoint or submission.status not in LIVE:
         return False
     build = Build.newest(submission)
     if build is None:
         return False
-    return build.status == Build.Status.SUCCEEDED and not live_endpoints().filter(build=build).exists()
+    is_there = Q(pk__in=live_endpoints()) | Q(is_deployed=True)
+    return build.status == Build.Status.SUCCEEDED and not Endpoint.objects.filter(is_there, build=build).exists()
 
 
 def redeploy(submission: Submission) -> None:
@@ -101,7 +102,8 @@ def sweep() -> None:
         end_endpoint(endpoint)
     over = [Endpoint.Status.FAILED, Endpoint.Status.DEAD, Endpoint.Status.CANCELLED]
     for endpoint in Endpoint.objects.filter(is_deployed=True, status__in=over).select_related("build__submission"):
-        deployer().stop(endpoint)
-        Endpoint.objects.filter(pk=endpoint.pk, status__in=over).update(is_deployed=False)
+        with jobs.another_time(endpoint):
+            deployer().stop(endpoint)
+            Endpoint.objects.filter(pk=endpoint.pk, status__in=over).update(is_deployed=False)
     due = Endpoint.objects.due().order_by("pk").values_list("pk", flat=True)
     queue.ring_again(queue.DEPLOY_ENDPOINT, due[:50], cluster=queue.BUILD_CLUSTER)

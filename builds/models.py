@@ -45,7 +45,8 @@ class Build(Job):
         """Its name outside the database, made from ids; a rebuild has one of its own (at most 63 characters)."""
         if self.run == 1:
             return self.submission.endpoint_name
-        return f"ts{self.submission_id}-r{self.run}-{self.submission.name}"[:63].rstrip("-")
+        # Without a hyphen before the r: no model's name can make a first build's name of it.
+        return f"ts{self.submission_id}r{self.run}-{self.submission.name}"[:63].rstrip("-")
 
     @classmethod
     def newest(cls, submission: Submission) -> Build | None:

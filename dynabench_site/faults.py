@@ -16,3 +16,7 @@ class NotYet(Exception):
     def pause(self, waits: int) -> float:
         """Seconds to wait after that many waits in a row."""
         return min(self.most, self.seconds * 2 ** min(waits, 20)) if self.most else self.seconds
+
+
+class Throttled(NotYet):
+    """Whoever asks next would be refused as well."""

@@ -302,6 +302,15 @@ def _work(job: Job, do: Callable[[], None]) -> None:
         job.stumble("server_error", "Something went wrong on our side; we have written it down.")
 
 
+@contextmanager
+def another_time(what: object) -> Iterator[None]:
+    """What can't be done now is logged and left to the next sweep; it keeps nothing else from its turn."""
+    try:
+        yield
+    except (NotYet, JobStumbled) as error:
+        logger.warning("%s: the next sweep tries again: %s", what, error)
+
+
 def free_lost(model: type[Job]) -> int:
     """Free the jobs whose worker died or whose whole instance is gone; returns how many."""
     return sum(_free(job) for job in model._default_manager.lost().select_related("holder"))

@@ -12,6 +12,7 @@ from builds.image import sweep_workdirs
 from builds.models import Build
 from builds.sandboxes.policy import SandboxError
 from dynabench_site import clusters, queue
+from dynabench_site.jobs import another_time
 from evaluations.models import Inference
 from submissions.models import Submission
 
@@ -65,11 +66,12 @@ def remove_unused_deployments() -> list[str]:
     unused = Build.objects.filter(Exists(newer) | broken | ended, ~under_way, is_deployed=True)
     swept = []
     for build in unused.select_related("submission__task__build_config"):
-        deployer().remove(build)
-        Build.objects.filter(pk=build.pk).update(is_deployed=False, image_uri="")
-        if not Build.objects.succeeded().filter(submission=build.submission_id).exists():
-            build.submission.task.storage().delete(build.submission.mar_archive_key)
-        swept.append(build.name)
+        with another_time(build):
+            deployer().remove(build)
+            if not Build.objects.succeeded().filter(submission=build.submission_id).exists():
+                build.submission.task.storage().delete(build.submission.mar_archive_key)
+            Build.objects.filter(pk=build.pk).update(is_deployed=False, image_uri="")
+            swept.append(build.name)
     return swept
 
 

@@ -10,6 +10,7 @@ from django.db.models import F, Q
 
 from dynabench_site import jobs
 from dynabench_site.database import retried
+from dynabench_site.faults import Throttled
 from evaluations.backends import Outcome, runner
 from evaluations.models import Inference
 from submissions.models import Submission
@@ -45,9 +46,21 @@ class Scheduler:
         jobs.work(inference, partial(self._advance, inference), deadline_seconds=deadline)
 
     def _advance(self, inference: Inference) -> None:
-        inference.handle = self.runner.start(inference)
+        try:
+            inference.handle = self.runner.start(inference)
+        except Throttled as error:
+            self._hold_back_after(inference, error)
+            raise
         inference.save_progress(handle=inference.handle, link=self.runner.link(inference))
         self.update_status(inference, self.runner.poll(inference))
+
+    def _hold_back_after(self, inference: Inference, error: Throttled) -> None:
+        """Those behind it in its region stay behind it: they would be refused as well, or overtake it."""
+        until = jobs.in_seconds(error.pause(inference.waits) + 1)
+        behind = self.jobs.queued().filter(handle="", pk__gt=inference.pk)
+        behind = behind.filter(build__config__aws_region=inference.build.config["aws_region"])
+        behind = behind.filter(Q(not_before=None) | Q(not_before__lt=until))
+        behind.update(not_before=until, waiting_for=error.reason)
 
     def update_status(self, inference: Inference, outcome: Outcome) -> None:
         """Write down how a claimed inference goes."""
@@ -80,5 +93,6 @@ class Scheduler:
         ended = Inference.objects.exclude(handle="")
         ended = ended.exclude(status__in=[Inference.Status.QUEUED, Inference.Status.RUNNING])
         for inference in ended.select_related("submission__task__build_config", "build__submission", "dataset"):
-            self.runner.stop(inference)
-            ended.filter(pk=inference.pk).update(handle="", tries=F("tries") + 1)
+            with jobs.another_time(inference):
+                self.runner.stop(inference)
+                ended.filter(pk=inference.pk).update(handle="", tries=F("tries") + 1)

@@ -105,7 +105,7 @@ class AwsDeployer:
                 MetricName="Invocations",
                 Dimensions=[{"Name": name, "Value": value} for name, value in names.items()],
                 StartTime=since,
-                EndTime=now,
+                EndTime=now + timedelta(minutes=1),  # whole seconds are sent, and the newest counts
                 Period=3600,
                 Statistics=["Sum"],
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -12,13 +13,14 @@ from typing import Any
 
 from boto3.session import Session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
 from django.conf import settings
 from django_q.brokers import Broker
 
-from dynabench_site.faults import NotYet
+from dynabench_site.faults import NotYet, Throttled
 from dynabench_site.jobs import JobStumbled
 
+logger = logging.getLogger(__name__)
 CONFIG = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 3})
 # A bell may be lost, but must not keep a request waiting.
 BELL_CONFIG = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 1})
@@ -42,7 +44,9 @@ RIGHTS = {
     "InvalidClientTokenId",
     "SignatureDoesNotMatch",
     "RequestExpired",
+    *("400", "403"),  # the answer to a HEAD has no body to say more
 }
+NO_QUEUE = {"QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"}
 FIRST_PAUSE, LONGEST_PAUSE = 2, 300  # seconds
 QUOTA_PAUSE = 10 * settings.LEASE_SECONDS
 
@@ -81,6 +85,8 @@ def faults() -> Iterator[None]:
         raise _meaning(error) from error
     except NoCredentialsError as error:
         raise NotYet("AWS credentials, which this host has not", QUOTA_PAUSE) from error
+    except ParamValidationError as error:
+        raise JobStumbled("aws_refused", f"AWS would refuse it: {error}") from error
     except BotoCoreError as error:
         raise NotYet(f"AWS, which does not answer ({type(error).__name__})", FIRST_PAUSE, most=LONGEST_PAUSE) from error
 
@@ -89,7 +95,7 @@ def _meaning(error: ClientError) -> Exception:
     code, message = code_of(error), message_of(error)
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code in THROTTLED:
-        return NotYet(f"AWS, which is throttling {error.operation_name}", FIRST_PAUSE, most=LONGEST_PAUSE)
+        return Throttled(f"AWS, which is throttling {error.operation_name}", FIRST_PAUSE, most=LONGEST_PAUSE)
     if code in QUOTA:
         return NotYet(f"an AWS quota: {message}", QUOTA_PAUSE)
     if code in RIGHTS:
@@ -141,8 +147,12 @@ class SqsBroker(Broker):
         return [(message["ReceiptHandle"], message["Body"]) for message in found.get("Messages", [])]
 
     def delete(self, task_id: str) -> None:
-        with faults():
-            _sqs().delete_message(QueueUrl=self._url(), ReceiptHandle=task_id)
+        """It is gone, or will come again: a second delivery changes nothing."""
+        try:
+            with faults():
+                _sqs().delete_message(QueueUrl=self._url(), ReceiptHandle=task_id)
+        except (NotYet, JobStumbled) as error:
+            logger.warning("a bell of %s will ring again: %s", self.list_key, error)
 
     acknowledge = fail = delete
 
@@ -173,4 +183,9 @@ def _sqs(config: Config = CONFIG) -> Any:
 @cache
 def _queue_url(name: str, config: Config) -> str:
     with faults():
-        return _sqs(config).get_queue_url(QueueName=name)["QueueUrl"]
+        try:
+            return _sqs(config).get_queue_url(QueueName=name)["QueueUrl"]
+        except ClientError as error:
+            if code_of(error) not in NO_QUEUE:
+                raise
+            raise NotYet(f"the queue {name}, which `manage.py create_queues` makes", QUOTA_PAUSE) from error

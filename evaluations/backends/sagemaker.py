@@ -21,6 +21,7 @@ from tasks_catalog.models import BuildConfig, InstanceType
 NAMESPACE = LOG_GROUP = "/aws/sagemaker/TransformJobs"
 LOG_LINES = 100
 INVOCATION_SECONDS = 3600  # the most that SageMaker allows for one request
+FILTER_LENGTH = 63  # the most that SageMaker allows; a file of inputs holds nothing else anyway
 OUTPUT_DELAY = timedelta(minutes=5)
 METRICS_DELAY = timedelta(minutes=15)
 BYTES_PER_GIB = 1 << 30
@@ -100,6 +101,9 @@ def _tags(inference: Inference) -> list[dict[str, str]]:
 
 def _request(inference: Inference) -> dict[str, Any]:
     task, limits = inference.submission.task, inference.limits
+    # Only these reach the model, whatever else a file may hold.
+    names = ",".join(f"'{name}'" for name in task.format.input_names)
+    input_filter = f"$[{names}]"
     bucket = task.storage().bucket_name
     return {
         "TransformJobName": inference.name,
@@ -127,8 +131,7 @@ def _request(inference: Inference) -> dict[str, Any]:
             "InstanceType": limits["instance_type"],
             "InstanceCount": limits["instance_count"],
         },
-        # Only these reach the model, whatever else a file may hold.
-        "DataProcessing": {"InputFilter": f"${list(task.format.input_names)!r}"},
+        **({"DataProcessing": {"InputFilter": input_filter}} if len(input_filter) <= FILTER_LENGTH else {}),
     }
 
 

@@ -72,14 +72,21 @@ def pushed(stand, obedient_image) -> str:
 
 
 @pytest.fixture
-def production(transactional_db, eval_servers, stand, settings, monkeypatch, shared_cache, tmp_path):
-    """A production installation without hosts yet; this process sees its database and its files."""
+def on_aws(stand, settings, monkeypatch, shared_cache) -> Stand:
+    """This process works with the classes of the production profile; its leases outlast a test."""
     for name, value in stand.environment().items():
         monkeypatch.setenv(name, value)
     settings.STORAGE_FOR = PROFILES["production"]["STORAGE_FOR"]
     settings.DEPLOYER = PROFILES["production"]["DEPLOYER"]
     settings.INFERENCE_RUNNER = PROFILES["production"]["INFERENCE_RUNNER"]
     settings.SAGEMAKER_ROLE = ROLE
+    settings.LEASE_SECONDS = 600
+    return stand
+
+
+@pytest.fixture
+def production(transactional_db, eval_servers, on_aws, settings, tmp_path):
+    """A production installation without hosts yet; this process sees its database and its files."""
     settings.SECRET_KEY = SECRET_KEY
-    with installation(stand, tmp_path / "hosts") as made:
+    with installation(on_aws, tmp_path / "hosts") as made:
         yield made
