@@ -155,7 +155,7 @@ def runtime_library(log: Log) -> Path:
     made.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="lib-", dir=made.parent))
     argv = ["install", "--no-compile", "--target", str(folder), "-r", str(RUNTIME_REQUIREMENTS)]
-    if _pip(argv, folder, log, name="runtime-library", policy=FETCH):
+    if run_pip(argv, folder, log, name="runtime-library", policy=FETCH):
         shutil.rmtree(folder)
         raise FetchError("The model server's own packages could not be installed; the log above says why.")
     try:
@@ -210,9 +210,9 @@ def _download(
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / REQUIREMENTS
         listed.write_text(_text(lines))
-        argv = ["download", "--dest", str(wheels), *_target(python), "-r", str(listed)]
+        argv = ["download", "--dest", str(wheels), *target(python), "-r", str(listed)]
         try:
-            code = _pip(argv, wheels, both, name=name, policy=policy)
+            code = run_pip(argv, wheels, both, name=name, policy=policy)
         except LimitExceeded as error:
             raise RequirementsError(f"Fetching the requirements was stopped: {error}") from error
     return _explained(output.decode(errors="replace"), lines) if code else None
@@ -235,7 +235,7 @@ def _explained(output: str, lines: Sequence[Line]) -> RequirementsError:
     return RequirementsError(f"pip could not fetch the requirements: {output.strip()[-500:]}")
 
 
-def _pip(arguments: Sequence[str], folder: Path, log: Log, *, name: str, policy: SandboxPolicy) -> int:
+def run_pip(arguments: Sequence[str], folder: Path, log: Log, *, name: str, policy: SandboxPolicy) -> int:
     """The exit code of a pip that takes only wheels; what it unpacks meanwhile counts as `folder`'s."""
     index = ["--index-url", settings.INDEX_URL] if settings.INDEX_URL else []
     trust = ["--cert", settings.BUILD_CA_BUNDLE] if settings.BUILD_CA_BUNDLE else []
@@ -263,7 +263,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _target(python: str) -> list[str]:
+def target(python: str) -> list[str]:
     """Options that make pip choose wheels for another interpreter than the one it runs in."""
     if python == f"{sys.version_info.major}.{sys.version_info.minor}":
         return []

@@ -54,6 +54,7 @@ ALLOW_UNSANDBOXED = env_bool("DYNABENCH_ALLOW_UNSANDBOXED")
 BASE_IMAGE = env_str("DYNABENCH_BASE_IMAGE", "dynabench-base:1")
 BUILD_CA_BUNDLE = env_str("DYNABENCH_BUILD_CA_BUNDLE")
 INDEX_URL = env_str("DYNABENCH_INDEX_URL")
+TORCH_SOURCE = env_str("DYNABENCH_TORCH_SOURCE")
 
 # A job's lease is renewed while its worker lives; heartbeats and sweeps follow from it.
 LEASE_SECONDS = env_int("DYNABENCH_LEASE_SECONDS", 30, least=2)

@@ -11,11 +11,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 
-def arrange_import_path(dynabench: Path) -> None:
-    """Our shims first, then the user's packages, Python, and last what the server itself needs."""
+def arrange_import_path(dynabench: Path, *, shims: list[str]) -> None:
+    """The shims first, then the model's files and packages, Python, and last what the server itself needs."""
     packages = str(dynabench / "packages")
-    others = [entry for entry in sys.path if entry != str(HERE)]
-    sys.path[:] = [str(HERE / "shims"), packages, *others, str(dynabench / "lib"), str(HERE)]
+    first = [*(str(HERE / name) for name in shims), str(dynabench / "model"), packages]
+    others = [entry for entry in sys.path if entry not in {str(HERE), packages}]
+    sys.path[:] = [*first, *others, str(dynabench / "lib"), str(HERE)]
     site.addsitedir(packages)  # reads the .pth files that some packages need
 
 
@@ -25,8 +26,13 @@ def main() -> None:
         sys.exit("usage: serve.py serve")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the handler prints is log
     sys.stdout.reconfigure(line_buffering=True)
-    arrange_import_path(Path(os.environ.get("DYNABENCH_ROOT", "/")) / "opt/dynabench")
-    runpy.run_module("dynabench_runtime", run_name="__main__")
+    dynabench = Path(os.environ.get("DYNABENCH_ROOT", "/")) / "opt/dynabench"
+    if os.environ.get("DYNABENCH_MODEL_SERVER") == "torchserve":
+        sys.path[:0] = [str(dynabench / "lib")]  # the user's packages are for TorchServe's worker alone
+        runpy.run_module("dynabench_runtime.torchserve", run_name="__main__")
+    else:
+        arrange_import_path(dynabench, shims=["shims", "ts_shim"])
+        runpy.run_module("dynabench_runtime.asgi", run_name="__main__")
 
 
 if __name__ == "__main__":

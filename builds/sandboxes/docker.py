@@ -39,7 +39,7 @@ from builds.sandboxes.probe import isolated
 
 logger = logging.getLogger(__name__)
 
-DOCKERFILE = Path(__file__).parent.parent / "dockerfiles" / "asgi.Dockerfile"
+DOCKERFILE = Path(__file__).parent.parent / "dockerfiles" / "model.Dockerfile"
 JOB_LABEL = "dyna.job"
 BUILD_SECONDS = 1800
 POLL_SECONDS = 0.2

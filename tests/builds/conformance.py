@@ -28,6 +28,7 @@ class Client:
 
     address: str
     timeout: float = 30
+    ready_seconds: float = READY_SECONDS
 
     def request(self, method, path, body=None, content_type="application/json"):
         """Status and body of one request."""
@@ -55,7 +56,7 @@ class Client:
         return self._poll(lambda status: status != 503)
 
     def _poll(self, is_enough):
-        give_up = time.monotonic() + READY_SECONDS
+        give_up = time.monotonic() + self.ready_seconds
         while time.monotonic() < give_up:
             try:
                 status, body = self.ping()
@@ -65,7 +66,7 @@ class Client:
                 if is_enough(status):
                     return status, body
             time.sleep(0.02)
-        raise AssertionError(f"no answer within {READY_SECONDS} s, last {status}: {body!r}")
+        raise AssertionError(f"no answer within {self.ready_seconds} s, last {status}: {body!r}")
 
 
 def json_lines(examples):

@@ -10,87 +10,16 @@ import tempfile
 import threading
 from pathlib import Path
 
-import click
 import h11
 import pytest
 import uvicorn
 
-from builds import mar
-from tests.builds.conformance import (
-    ENTAILED,
-    NLI,
-    Client,
-    check_batching,
-    check_server,
-    json_lines,
-    objects_in,
-)
+from tests.builds.conformance import ENTAILED, NLI, check_batching, check_server, json_lines, objects_in
+from tests.builds.serving import RUNTIME, Server, answers
 
-RUNTIME = Path(mar.__file__).parent / "runtime"
-HANDLERS = Path(__file__).parent / "handlers"
-JSON_LINES = "application/jsonlines"
-TASK = {
-    "task": "nli",
-    "config": {
-        "context": [{"name": "context", "type": "string"}],
-        "input": [
-            {"name": "hypothesis", "type": "string"},
-            {"name": "label", "type": "multiclass", "labels": ["entailed", "neutral", "contradictory"]},
-        ],
-        "output": [{"name": "label"}, {"name": "prob", "type": "prob", "reference_name": "label"}],
-    },
-}
 RAINING = {"uid": "g", "context": "It is raining.", "hypothesis": "Rain falls."}
 SIGNATURE = "ddfd069d4da289d1bf33080fd19bedd2331daf7c"
 SIGNATURE_WITH_SECRET = "fb66b2558dc9eb9b866582f1d9768d2197ea5f5e"
-
-
-class Server:
-    """An image folder with one handler, and the process that serves it."""
-
-    def __init__(self, root):
-        self.root = root
-        self.code = root / "home/model-server/code"
-        self.dynabench = root / "opt/dynabench"
-        self.model = self.dynabench / "model"
-        self.client = Client(str(root / "s"))
-        self.process = None
-        self.code.mkdir(parents=True)
-
-    def pack(self, handler, *model_files, torchserve_config=None):
-        """What a build does: project, model folder, archive, image.json, runtime and its libraries."""
-        shutil.copy(HANDLERS / f"{handler}.py", self.code / "handler.py")
-        (self.code / "checkpoint.pt").write_text("weights")
-        (self.code / "words.py").write_text("def words_of(text):\n    return {w.strip('.') for w in text.split()}\n")
-        (self.code / "nli.json").write_text(json.dumps(TASK))
-        setup = {"checkpoint": "checkpoint.pt", "handler": "handler.py", "model_files": list(model_files)}
-        mar.lay_out(self.code, setup, name="ts7-nli", folder=self.model)
-        sha256 = mar.write_mar(self.model, self.root / "model.mar")
-        facts = {"task_code": "nli", "archive_sha256": sha256, "model_name": "ts7-nli"}
-        facts["torchserve_config"] = torchserve_config or {}
-        (self.dynabench / "image.json").write_text(json.dumps(facts))
-        shutil.copytree(RUNTIME, self.dynabench / "runtime", ignore=shutil.ignore_patterns("__pycache__"))
-        (self.dynabench / "lib").mkdir()
-        for package in (uvicorn, h11, click):
-            folder = Path(package.__file__).parent
-            (self.dynabench / "lib" / folder.name).symlink_to(folder)
-
-    def start(self):
-        """Serve with the interpreter below the virtual environment, so that only `lib` has the server's needs."""
-        command = [sys._base_executable, str(self.dynabench / "runtime/serve.py"), "serve"]
-        environment = {"DYNABENCH_ROOT": str(self.root), "DYNABENCH_SOCKET": self.client.address}
-        self.process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=(self.root / "log").open("wb")
-        )
-        return self.client
-
-    def serve(self, handler, **options):
-        self.pack(handler, **options)
-        self.start().wait_until_loaded()
-        return self.client
-
-    def log(self):
-        return (self.root / "log").read_text()
 
 
 @pytest.fixture
@@ -101,12 +30,6 @@ def server():
         if server.process:
             server.process.kill()
             server.process.communicate()
-
-
-def answers(client, *examples):
-    status, body = client.invoke(json_lines(examples), JSON_LINES)
-    assert status == 200
-    return [json.loads(line) for line in body.decode().split("\n")[:-1]]
 
 
 def test_a_template_handler_passes_the_conformance_suite(server):

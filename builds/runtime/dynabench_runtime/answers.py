@@ -11,13 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dynabench_runtime.handler import Ask
-from dynabench_runtime.image import HandlerError
+from dynabench_runtime.image import Ask, HandlerError
 
+JSON_LINES = b"application/jsonlines"
 ERROR_LINES = 20
 ERROR_CHARACTERS = 4000
 SHOWN_CHARACTERS = 80
-MACHINERY = (str(Path(__file__).parent), importlib.__file__, "<frozen importlib", thread.__file__)
+MACHINERY = (str(Path(__file__).parent.parent), importlib.__file__, "<frozen importlib", thread.__file__)
 
 
 def parse_examples(body: bytes, is_jsonlines: bool) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,10 @@ from typing import Any
 
 from ts.context import Context
 
-from dynabench_runtime.image import HandlerError, Image
-
-Ask = Callable[[Any], Any]  # the body of one request -> whatever the handler returns
+from dynabench_runtime.image import Ask, HandlerError, Image
 
 
-def load_handler(image: Image) -> Ask:
+def load_handler(image: Image, metrics: Any = None) -> Ask:
     """Import the handler and initialise it the way TorchServe does.
 
     Returns:
@@ -27,10 +26,11 @@ def load_handler(image: Image) -> Ask:
         BaseException: whatever the handler itself raises.
     """
     image.check_mounted_archives()
+    os.chdir(image.model_dir)  # handlers open their files by bare name
     manifest = image.manifest
     file_name, _, function = manifest["model"]["handler"].partition(":")
     module = importlib.import_module(Path(file_name).stem)
-    context = Context(image.model_name, str(image.model_dir), manifest, 1, first_gpu(), "")
+    context = Context(image.model_name, str(image.model_dir), manifest, 1, first_gpu(), "", metrics=metrics)
     handle = initialise(module, function or "handle", context)
     return lambda body: handle([{"body": body}], context)
 

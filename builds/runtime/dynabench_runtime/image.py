@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+Ask = Callable[[Any], Any]  # the body of one request -> whatever the handler returns
 
 
 class HandlerError(Exception):
@@ -27,6 +31,11 @@ class Image:
     def read(cls, root: Path) -> Image:
         facts = json.loads((root / "opt/dynabench/image.json").read_text("utf-8"))
         return cls(root=root, **facts)
+
+    @classmethod
+    def here(cls) -> Image:
+        """That of this container; DYNABENCH_ROOT is set in sandboxes without mounts."""
+        return cls.read(Path(os.environ.get("DYNABENCH_ROOT", "/")))
 
     @property
     def model_dir(self) -> Path:

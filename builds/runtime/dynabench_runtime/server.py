@@ -8,12 +8,10 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from dynabench_runtime.answers import answer_batch, answer_each, describe, parse_examples
-from dynabench_runtime.handler import load_handler
-from dynabench_runtime.image import Image
+from dynabench_runtime.answers import JSON_LINES, answer_batch, answer_each, describe, parse_examples
+from dynabench_runtime.image import Ask, Image
 
 JSON = b"application/json"
-JSON_LINES = b"application/jsonlines"
 TEXT = b"text/plain; charset=utf-8"
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -34,11 +32,11 @@ NOT_FOUND = Reply(404, TEXT, b"Nothing here. Use GET /ping or POST /invocations.
 class ModelServer:
     """Loads the model and asks it in one thread, one request at a time; the event loop stays free for `/ping`."""
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: Image, load: Callable[[Image], Ask]) -> None:
         self.image = image
         self.predict_paths = {"/invocations", f"/predictions/{image.model_name}"}
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="handler")
-        self.loading = self.thread.submit(load_handler, image)
+        self.loading = self.thread.submit(load, image)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         reply = await self.reply(scope, receive)

@@ -1,7 +1,9 @@
 """Does what the example's `hypothesis` asks for."""
 
 import json
+import os
 import sys
+import time
 
 
 def return_what_is_asked(example):
@@ -28,4 +30,10 @@ def handle(data, context):
         raise ValueError("I do not like this one")
     if example["hypothesis"] == "exit":
         sys.exit(3)
+    if example["hypothesis"] == "die":
+        os._exit(9)
+    if example["hypothesis"] == "sleep":
+        time.sleep(60)
+    if example["hypothesis"] == "hoard":
+        bytearray(b"x" * (4 << 30))
     return return_what_is_asked(example)

@@ -1,16 +1,14 @@
-"""Start the server; the model loads while `/ping` already answers."""
+"""Where the server listens and how it ends."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import uvicorn
 
-from dynabench_runtime.image import Image
 from dynabench_runtime.server import ModelServer
 
 PORT = 8080
@@ -23,13 +21,16 @@ def listen_options() -> dict[str, Any]:
     return {"uds": socket} if socket else {"host": "0.0.0.0", "port": PORT}  # noqa: S104
 
 
-def serve(image: Image) -> None:
+def serve(server: ModelServer, on_end: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGTERM or SIGINT, then leave at once, whatever the handler is doing."""
-    sys.path.insert(1, str(image.model_dir))  # after our shims, before everything else
-    os.chdir(image.model_dir)  # handlers open their files by bare name, as in TorchServe
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # process 1 of a container has no default action
+
+    def leave(*_: object) -> NoReturn:
+        on_end()
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, leave)  # process 1 of a container has no default action
     config = uvicorn.Config(
-        ModelServer(image),
+        server,
         lifespan="off",
         loop="asyncio",
         http="h11",
@@ -40,8 +41,4 @@ def serve(image: Image) -> None:
         **listen_options(),
     )
     uvicorn.Server(config).run()
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    serve(Image.read(Path(os.environ.get("DYNABENCH_ROOT", "/"))))
+    leave()

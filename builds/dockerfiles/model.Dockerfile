@@ -1,4 +1,4 @@
-# A model image: the base, our runtime and the user's packages, archive and project.
+# A model image of either flavour: its base, our runtime and the user's packages, archive and project.
 ARG BASE
 FROM ${BASE}
 COPY --chown=0:0 opt/ /opt/
