@@ -7,16 +7,16 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from django.conf import settings
 
-from builds import mar, requirements
+from builds import mar, offers, requirements
 from builds.model_client import ModelError
 from builds.one_example import ask, checked
 from builds.sandboxes.folder import is_running
@@ -38,13 +38,17 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class ImageBuilder:
-    """Makes the image of one archive in a sandbox; `record` keeps what happens."""
+    """Makes the image of one archive in a sandbox; `record` keeps what happens.
+
+    `offers` are the packages, by name and version, that the sandbox's own image brings to every model.
+    """
 
     sandbox: Sandbox
     record: Recorder
     task: Task
     model_name: str
     name: str
+    offers: Mapping[str, str] = field(default_factory=dict)
 
     def build(self, archive: Path, workdir: Path) -> Image:
         """The image, packed and tried; raises StepFailed with what the model's owner should change."""
@@ -114,7 +118,7 @@ class ImageBuilder:
         """Download what the project asks for; whether it asks for anything besides its build tools."""
         try:
             text = (project / "requirements.txt").read_text() if setup["requirements"] else ""
-            lines = requirements.check_lines(text)
+            lines = offers.hold_against(requirements.check_lines(text), self.offers, log)
             tools = requirements.build_tools(project) if setup["setup"] else []
             if lines or tools:
                 requirements.fetch(
@@ -124,6 +128,7 @@ class ImageBuilder:
                     log=log,
                     name=self.name,
                     allow_sdists=self.task.build_config.allow_sdists,
+                    options=offers.stand_in(self.offers, wheels),
                 )
                 log("".join(f"fetched {path.name}\n" for path in sorted(wheels.glob("*-*"))).encode())
         except requirements.RequirementsError as error:

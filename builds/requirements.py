@@ -119,17 +119,20 @@ def fetch(
     name: str,
     allow_sdists: bool = False,
     policy: SandboxPolicy = FETCH,
+    options: Sequence[str] = (),
 ) -> None:
     """The lines' packages and all they need lie in `wheels`, with a requirements.txt; none of their code has run.
 
-    `python` ("3.11") is the sandbox's. Raises `RequirementsError` or `FetchError`.
+    `python` ("3.11") is the sandbox's; `options` are pip's. Raises `RequirementsError` or `FetchError`.
     """
     wheels.mkdir(parents=True, exist_ok=True)
     for line in filter(lambda line: line.is_ours, lines):
         log(f"{line.text}: comes with the model server, not from the index\n".encode())
     remaining = [line for line in lines if not line.is_ours]
     (wheels / REQUIREMENTS).write_text(_text(line for line in remaining if line.number))
-    while remaining and (failure := _download(remaining, wheels, python, log, name=name, policy=policy)):
+    while remaining and (
+        failure := _download(remaining, wheels, python, log, name=name, policy=policy, options=options)
+    ):
         culprit = next((line for line in remaining if line.number == failure.line), None)
         if not (allow_sdists and failure.line and culprit):
             raise failure
@@ -198,7 +201,7 @@ def _line(number: int, text: str) -> Line:
 
 
 def _download(
-    lines: Sequence[Line], wheels: Path, python: str, log: Log, *, name: str, policy: SandboxPolicy
+    lines: Sequence[Line], wheels: Path, options: Sequence[str], log: Log, *, name: str, policy: SandboxPolicy
 ) -> RequirementsError | None:
     """Asks pip for all lines at once; why it can't have them."""
     output = bytearray()
@@ -210,7 +213,7 @@ def _download(
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / REQUIREMENTS
         listed.write_text(_text(lines))
-        argv = ["download", "--dest", str(wheels), *target(python), "-r", str(listed)]
+        argv = ["download", "--dest", str(wheels), *options, "-r", str(listed)]
         try:
             code = run_pip(argv, wheels, both, name=name, policy=policy)
         except LimitExceeded as error:

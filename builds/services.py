@@ -17,6 +17,7 @@ from builds.backends import deployer
 from builds.endpoints import want_endpoint
 from builds.faults import hosts_faults
 from builds.image import Image, ImageBuilder, new_workdir
+from builds.model_servers import equipped
 from builds.models import Build
 from builds.steps import RowRecorder, StepFailed
 from dynabench_site import jobs, queue
@@ -89,11 +90,11 @@ def _make_image(build: Build) -> None:
 def _build_image(build: Build, recorder: RowRecorder) -> None:
     submission = build.submission
     config = submission.task.build_config
-    sandbox = sandboxes.choose(trusted=submission.sha256 in known_sha256())
-    model_server = config.model_server or settings.MODEL_SERVER
+    chosen = sandboxes.choose(trusted=submission.sha256 in known_sha256())
+    sandbox, offers = equipped(chosen, config)
     build.config, build.sandbox = pinned(config), sandbox.name
-    build.save_progress(config=build.config, sandbox=sandbox.name, model_server=model_server)
-    builder = ImageBuilder(sandbox, recorder, submission.task, submission.name, submission.endpoint_name)
+    build.save_progress(config=build.config, sandbox=sandbox.name, model_server=config.served_by)
+    builder = ImageBuilder(sandbox, recorder, submission.task, submission.name, submission.endpoint_name, offers)
     with new_workdir(submission.endpoint_name) as workdir:
         _require_disk(workdir, submission.size)
         try:

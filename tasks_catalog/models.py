@@ -18,6 +18,7 @@ from dynabench_site.queue import RESERVED_CLUSTERS
 from tasks_catalog import metrics
 from tasks_catalog.backends import storage_for
 from tasks_catalog.formats import FormatError, TaskFormat, parse, render_config
+from tasks_catalog.server_settings import check_server_setting
 
 if TYPE_CHECKING:
     from typing import Self
@@ -27,7 +28,6 @@ TASK_CODE = RegexValidator(r"^[a-zA-Z0-9_-]*[a-zA-Z][a-zA-Z0-9_-]*$", "Letters, 
 DATASET_NAME = RegexValidator(r"^[a-zA-Z0-9-]{1,62}$", "Letters, digits and hyphens, at most 62.")
 BUCKET = re.compile(r"(?!.*\.\.)[a-z0-9][a-z0-9.-]*[a-z0-9]")
 RESERVED_TASK_CODES = {"submitable", "upload", "owners"}
-SERVER_CONFIG_VALUE = (str, bool, int)
 
 
 DEFAULT_INSTANCE = "ml.m5.2xlarge"
@@ -285,15 +285,19 @@ class BuildConfig(models.Model):
         if not isinstance(self.torchserve_config, dict):
             raise ValidationError({"torchserve_config": 'Write an object, like {"default_response_timeout": 1200}.'})
         for key, value in self.torchserve_config.items():
-            if not re.fullmatch(r"[a-z_]+", key) or not isinstance(value, SERVER_CONFIG_VALUE):
-                raise ValidationError(
-                    {"torchserve_config": f"{key}: a name in small letters with text, true, false or a number."}
-                )
+            try:
+                check_server_setting(key, value)
+            except ValueError as error:
+                raise ValidationError({"torchserve_config": str(error)}) from error
         if self.gpu and self.instance_type_id and not self.instance_type.gpus:
             raise ValidationError({"gpu": f"{self.instance_type} has no GPU: choose an ml.p or ml.g instance."})
         if self.s3_bucket and not BUCKET.fullmatch(self.s3_bucket.replace("{region}", "r").replace("{account}", "a")):
             rule = "Small letters, digits, dots and hyphens; {region} and {account} are filled in."
             raise ValidationError({"s3_bucket": rule})
+
+    @property
+    def served_by(self) -> str:
+        return self.model_server or settings.MODEL_SERVER
 
     @property
     def bucket(self) -> str:

@@ -56,6 +56,20 @@ class DockerSandbox:
     name: ClassVar[str] = "docker"
     python = "3.11"
 
+    def __init__(self, base: str = "") -> None:
+        self._base = base
+
+    def on(self, base: str) -> DockerSandbox:
+        """The same on another image, which must have the same Python."""
+        other = DockerSandbox(base)
+        other.python = self.python
+        return other
+
+    @property
+    def base(self) -> str:
+        """What commands run in and images are made from."""
+        return self._base or settings.BASE_IMAGE
+
     def self_test(self) -> None:
         with engine(timeout=5) as client:
             client.ping()
@@ -77,7 +91,7 @@ class DockerSandbox:
                 "tmpfs": {"/tmp": f"exec,nosuid,nodev,size={policy.tmpfs_mb}m"},
                 "user": stage_user(),
             }
-            with container(client, settings.BASE_IMAGE, name, mounted, options) as made:
+            with container(client, self.base, name, mounted, options) as made:
                 return followed(made, policy, log, disk)
 
     def pack(self, stage: Path, *, name: str, labels: Mapping[str, str]) -> str:
@@ -87,7 +101,7 @@ class DockerSandbox:
                 path=str(stage),
                 dockerfile=str(DOCKERFILE),
                 tag=f"dynabench-{folder.installation()}/{name.lower()}",
-                buildargs={"BASE": settings.BASE_IMAGE},
+                buildargs={"BASE": self.base},
                 labels={**labels, JOB_LABEL: folder.job_mark(name)},
                 network_mode="none",
                 rm=True,
