@@ -130,9 +130,8 @@ def fetch(
         log(f"{line.text}: comes with the model server, not from the index\n".encode())
     remaining = [line for line in lines if not line.is_ours]
     (wheels / REQUIREMENTS).write_text(_text(line for line in remaining if line.number))
-    while remaining and (
-        failure := _download(remaining, wheels, python, log, name=name, policy=policy, options=options)
-    ):
+    options = [*target(python), *options]
+    while remaining and (failure := _download(remaining, wheels, options, log, name=name, policy=policy)):
         culprit = next((line for line in remaining if line.number == failure.line), None)
         if not (allow_sdists and failure.line and culprit):
             raise failure

@@ -77,8 +77,8 @@ class Server:
         )
         return self.client
 
-    def serve(self, handler, **options):
-        self.pack(handler, **options)
+    def serve(self, handler, *model_files, **options):
+        self.pack(handler, *model_files, **options)
         self.start().wait_until_loaded()
         return self.client
 
@@ -89,20 +89,25 @@ class Server:
 class TorchServe(Server):
     """The same folder in a container of the TorchServe flavour, isolated as in production."""
 
-    def start(self):
+    def __init__(self, root):
+        super().__init__(root)
+        self.name = root.parent.name
+        self.client = Client(str(root / "run/s"), timeout=120, ready_seconds=120)
+
+    def start(self, entrypoint=("python3", "/opt/dynabench/runtime/serve.py", "serve")):
         (self.root / "run").mkdir()
         (self.root / "run").chmod(0o777)
-        self.root.chmod(0o755)
-        self.client = Client(str(self.root / "run/model.sock"), timeout=120, ready_seconds=40)
+        for folder in (self.root.parent, self.root):
+            folder.chmod(0o755)
         isolation = ["--network=none", "--read-only", "--user=65534:65534", "--cap-drop=ALL", "--memory=1g"]
         isolation += ["--security-opt=no-new-privileges", "--pids-limit=256", "--tmpfs=/tmp:noexec,nosuid,nodev"]
-        mounts = [f"-v={self.root / path}:/{path}:ro" for path in ("opt/dynabench", "home")]
-        mounts += [f"-v={self.root}/run:/run/dynabench", "-e=DYNABENCH_SOCKET=/run/dynabench/model.sock"]
-        server = [
-            "--entrypoint=python3",
-            torchserve_image.tag_for(gpu=False),
-            "/opt/dynabench/runtime/serve.py",
-            "serve",
-        ]
-        name = f"--name={self.root.name}"
-        return self.run(["docker", "run", "--rm", "-w=/tmp", "-e=HOME=/tmp", name, *isolation, *mounts, *server])
+        folders = [self.root / "home", *(self.root / "opt").iterdir()]
+        mounts = [f"-v={folder}:/{folder.relative_to(self.root)}:ro" for folder in folders]
+        mounts += [f"-v={self.root}/run:/run/dynabench", "-e=DYNABENCH_SOCKET=/run/dynabench/s"]
+        options = ["--rm", f"--name={self.name}", "--workdir=/tmp", "-e=HOME=/tmp", f"--entrypoint={entrypoint[0]}"]
+        image = torchserve_image.tag_for(gpu=False)
+        return self.run(["docker", "run", *options, *isolation, *mounts, image, *entrypoint[1:]])
+
+    def inside(self, *command):
+        """What another process in the container prints."""
+        return subprocess.check_output(["docker", "exec", self.name, *command], text=True)

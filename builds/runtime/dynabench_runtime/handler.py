@@ -15,8 +15,8 @@ from ts.context import Context
 from dynabench_runtime.image import Ask, HandlerError, Image
 
 
-def load_handler(image: Image, metrics: Any = None) -> Ask:
-    """Import the handler and initialise it the way TorchServe does.
+def load_handler(image: Image, context: Context | None = None) -> Ask:
+    """Import the handler and initialise it the way TorchServe does, whose own worker brings its `context`.
 
     Returns:
         A function from a request's body to what the handler returns for `[{"body": body}]`.
@@ -30,7 +30,7 @@ def load_handler(image: Image, metrics: Any = None) -> Ask:
     manifest = image.manifest
     file_name, _, function = manifest["model"]["handler"].partition(":")
     module = importlib.import_module(Path(file_name).stem)
-    context = Context(image.model_name, str(image.model_dir), manifest, 1, first_gpu(), "", metrics=metrics)
+    context = context or Context(image.model_name, str(image.model_dir), manifest, 1, first_gpu(), "")
     handle = initialise(module, function or "handle", context)
     return lambda body: handle([{"body": body}], context)
 

@@ -23,10 +23,13 @@ class Worker:
 
     def initialize(self, context: Any) -> None:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what handlers print is log; TorchServe's own lines are not
+        sys.stdout.reconfigure(line_buffering=True)
         logging.getLogger().setLevel(logging.WARNING)
         self.image, self.error = Image.here(), ""
+        context.model_name, context.manifest = self.image.model_name, self.image.manifest
+        context.system_properties["model_dir"] = str(self.image.model_dir)
         try:
-            self.ask = load_handler(self.image, context.metrics)
+            self.ask = load_handler(self.image, context)
         except BaseException as error:  # noqa: BLE001  a handler may raise anything, SystemExit included
             self.error = describe(error)
 
