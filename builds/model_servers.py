@@ -6,9 +6,8 @@ import logging
 from collections.abc import Mapping
 
 from builds import torchserve_image
-from builds.base_image import BaseImageError
 from builds.sandboxes.docker import DockerSandbox
-from builds.sandboxes.policy import Sandbox, SandboxUnavailable
+from builds.sandboxes.policy import Sandbox, SandboxError, SandboxUnavailable
 from tasks_catalog.models import BuildConfig
 
 logger = logging.getLogger(__name__)
@@ -28,6 +27,6 @@ def equipped(sandbox: Sandbox, config: BuildConfig) -> tuple[Sandbox, Mapping[st
         )
     try:
         image = torchserve_image.ensure(logger.info, gpu=config.gpu)
-    except BaseImageError as error:
+    except SandboxError as error:
         raise SandboxUnavailable(f"the image for TorchServe can't be made: {error}") from error
     return sandbox.on(image.tag), image.offers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from django.conf import settings
+from docker.errors import ImageNotFound
 from packaging.utils import canonicalize_name
 
 from builds import base_image, requirements
@@ -23,7 +25,7 @@ DOCKERFILE = Path(__file__).parent / "dockerfiles" / "torchserve.Dockerfile"
 REQUIREMENTS = DOCKERFILE.with_name("torchserve.txt")
 JAVA = "openjdk-17-jre-headless"
 OFFERED = ("torch", "torchserve")
-LABEL = "dynabench.offers."
+OFFERS, RECIPE = "dynabench.offers.", "dynabench.recipe"
 # The processor's build has a local version where the index tells them apart; GPUs need the other.
 GPU_CONSTRAINT = "torch!=2.13.0+cpu"
 # torch's own tests and C++ headers: a fifth of its size.
@@ -31,7 +33,7 @@ LEFT_OUT = ("bin", "share", "torch/include", "torch/test", "torch/bin/test_*", "
 NATIVE_LIBRARY = re.compile(r"META-INF/native/libnetty_transport_native_epoll_\w+\.so")
 BUILD_SECONDS = 1800
 FETCH = SandboxPolicy(memory_mb=4096, deadline=3600, disk_mb=20_480)
-ASK_VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
+PROBE = "import shutil, sys; print('%d.%d' % sys.version_info[:2], shutil.which('java'))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,49 +52,82 @@ def tag_for(*, gpu: bool) -> str:
 
 
 def ensure(say: Callable[[str], object], *, gpu: bool = False) -> ServerImage:
-    """The flavour's base image, which is made when absent; `say` is told the progress."""
-    tag = tag_for(gpu=gpu)
-    if not base_image.existing(tag):
-        base_image.ensure(say)
-        make(tag, say, gpu=gpu)
+    """The flavour's base image, which is made when absent or of another base or recipe; `say` is told the progress."""
+    tag, recipe = tag_for(gpu=gpu), recipe_on(base_image.ensure(say))
+    if labels_of(tag).get(RECIPE) != recipe:
+        make(tag, recipe, say, gpu=gpu)
     say(f"{tag} is ready.")
+    offers = {key.removeprefix(OFFERS): value for key, value in labels_of(tag).items() if key.startswith(OFFERS)}
+    return ServerImage(tag, offers)
+
+
+def recipe_on(base: str) -> str:
+    """Changes with all that the image is made of."""
+    parts = (base.encode(), DOCKERFILE.read_bytes(), REQUIREMENTS.read_bytes(), settings.TORCH_SOURCE.encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def labels_of(tag: str) -> dict[str, str]:
+    """Empty when there is no such image."""
     with engine() as client:
-        labels = client.images.get(tag).labels
-    return ServerImage(tag, {key.removeprefix(LABEL): value for key, value in labels.items() if key.startswith(LABEL)})
+        try:
+            return client.images.get(tag).labels
+        except ImageNotFound:
+            return {}
 
 
-def make(tag: str, say: Callable[[str], object], *, gpu: bool) -> None:
+def make(tag: str, recipe: str, say: Callable[[str], object], *, gpu: bool) -> None:
+    python, has_java = probed()
     cache = settings.VAR / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="torchserve-", dir=cache) as name:
         folder = Path(name)
-        say(f"Fetching {JAVA} ...")
-        fetch_java(folder)
+        (folder / "java").mkdir()
+        if not has_java:
+            say(f"Fetching {JAVA} ...")
+            fetch_java(folder)
         say("Fetching TorchServe and torch ...")
-        fetch_packages(folder / "python", gpu=gpu, say=say)
+        fetch_packages(folder / "python", python, gpu=gpu)
         say("Building the image ...")
+        offers = {OFFERS + package: version for package, version in installed(folder / "python").items()}
         with engine(timeout=BUILD_SECONDS) as client:
             client.images.build(
                 path=name,
                 dockerfile=str(DOCKERFILE),
                 tag=tag,
                 buildargs={"BASE": settings.BASE_IMAGE},
-                labels={LABEL + package: version for package, version in installed(folder / "python").items()},
+                labels={**offers, RECIPE: recipe},
                 network_mode="none",
                 rm=True,
                 forcerm=True,
             )
 
 
+def probed() -> tuple[str, bool]:
+    """The base image's Python ("3.11"), and whether it has a Java."""
+    with engine() as client:
+        output = client.containers.run(
+            settings.BASE_IMAGE, ["-c", PROBE], entrypoint="python3", network_mode="none", remove=True
+        )
+    python, java = output.decode().split()
+    return python, java != "None"
+
+
 def fetch_java(folder: Path) -> None:
     """Debian's headless Java lies in `folder`/java, as it will below the image's root, without what needs a screen."""
     java = folder / "java"
+    download = ["apt-get", "download", "--quiet", JAVA]
     try:
-        run(["apt-get", "download", "--quiet", JAVA], folder)
+        try:
+            run(download, folder)
+        except subprocess.CalledProcessError:
+            run(["apt-get", "update", "--quiet"], folder)  # what apt knows may be old
+            run(download, folder)
         run(["dpkg-deb", "--extract", str(next(folder.glob(f"{JAVA}_*.deb"))), str(java)], folder)
     except (OSError, subprocess.SubprocessError) as error:
         output = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip()
-        raise BaseImageError(f"{JAVA} can't be fetched with this host's apt: {output[-500:] or error}") from error
+        reason = f"{JAVA} can't be fetched with this host's apt: {output[-500:] or error}"
+        raise BaseImageError(f"{reason} (A base image that has Java 17 needs none.)") from error
     shutil.rmtree(java / "usr/share", ignore_errors=True)
     home = next(java.glob("usr/lib/jvm/*-17-*/bin/java")).parent.parent
     (java / "usr/bin").mkdir(parents=True)
@@ -103,13 +138,13 @@ def run(argv: list[str], folder: Path) -> None:
     subprocess.run(argv, cwd=folder, capture_output=True, check=True, timeout=600)
 
 
-def fetch_packages(folder: Path, *, gpu: bool, say: Callable[[str], object]) -> None:
+def fetch_packages(folder: Path, python: str, *, gpu: bool) -> None:
     """TorchServe, torch and what they need lie in `folder`."""
     folder.mkdir()
     argv = ["install", "--no-compile", "--target", str(folder), *sources(gpu=gpu), "-r", str(REQUIREMENTS)]
     output = bytearray()
     code = requirements.run_pip(
-        [*argv, *requirements.target(base_python())], folder, output.extend, name="torchserve-image", policy=FETCH
+        [*argv, *requirements.target(python)], folder, output.extend, name="torchserve-image", policy=FETCH
     )
     if code:
         raise BaseImageError(f"TorchServe and torch could not be fetched: {output.decode(errors='replace')[-1000:]}")
@@ -131,14 +166,6 @@ def sources(*, gpu: bool) -> list[str]:
         return [GPU_CONSTRAINT]
     source = settings.TORCH_SOURCE
     return ["--extra-index-url" if "://" in source else "--find-links", source] if source else []
-
-
-def base_python() -> str:
-    with engine() as client:
-        output = client.containers.run(
-            settings.BASE_IMAGE, ["-c", ASK_VERSION], entrypoint="python3", network_mode="none", remove=True
-        )
-    return output.decode().strip()
 
 
 def installed(folder: Path) -> dict[str, str]:

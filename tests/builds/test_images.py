@@ -12,6 +12,7 @@ import pytest
 
 from builds import sandboxes
 from builds.image import ImageBuilder, new_workdir, sweep_workdirs
+from builds.model_servers import equipped
 from builds.sandboxes.policy import SandboxPolicy
 from examples.pack import pack
 from tasks_catalog.models import BuildConfig, Task, TaskMetric
@@ -29,9 +30,10 @@ output:
 """
 pytestmark = pytest.mark.usefixtures("shared_cache")
 SANDBOXES = [
-    pytest.param("docker", marks=pytest.mark.docker),
-    pytest.param("bwrap", marks=pytest.mark.bwrap),
-    "process",
+    pytest.param("docker", "asgi", marks=pytest.mark.docker),
+    pytest.param("docker", "torchserve", marks=pytest.mark.docker),
+    pytest.param("bwrap", "asgi", marks=pytest.mark.bwrap),
+    ("process", "asgi"),
 ]
 
 
@@ -65,17 +67,23 @@ def archive(tmp_path) -> Path:
     return tmp_path / "conforming.tar.gz"
 
 
-@pytest.mark.parametrize("name", SANDBOXES)
-def test_an_image_answers_as_the_conformance_suite_wants(nli_task, archive, settings, name):
+def built(archive, task, sandbox, model_server):
+    task.build_config.model_server = model_server
+    sandbox, offers = equipped(sandbox, task.build_config)
+    with new_workdir("conforming") as workdir:
+        return ImageBuilder(sandbox, Quiet(), task, "conforming", "ts1-conforming", offers).build(archive, workdir)
+
+
+@pytest.mark.parametrize(("name", "model_server"), SANDBOXES)
+def test_an_image_answers_as_the_conformance_suite_wants(nli_task, archive, settings, name, model_server):
     settings.ALLOW_UNSANDBOXED = True
     sandbox = sandboxes.by_name(name)
 
-    with new_workdir("conforming") as workdir:
-        image = ImageBuilder(sandbox, Quiet(), nli_task, "conforming", "ts1-conforming").build(archive, workdir)
+    image = built(archive, nli_task, sandbox, model_server)
 
     try:
         with sandbox.serve(image.digest, policy=SandboxPolicy(memory_mb=1024), name="conforming") as server:
-            client = Client(str(server.socket))
+            client = Client(str(server.socket), ready_seconds=120)
             client.wait_until_loaded()
             check_server(client)
     finally:
@@ -83,10 +91,10 @@ def test_an_image_answers_as_the_conformance_suite_wants(nli_task, archive, sett
 
 
 @pytest.mark.docker
-def test_a_docker_image_is_complete_and_answers_on_port_8080(nli_task, archive):
+@pytest.mark.parametrize("model_server", ["asgi", "torchserve"])
+def test_a_docker_image_is_complete_and_answers_on_port_8080(nli_task, archive, model_server):
     sandbox = sandboxes.by_name("docker")
-    with new_workdir("conforming") as workdir:
-        image = ImageBuilder(sandbox, Quiet(), nli_task, "conforming", "ts1-conforming").build(archive, workdir)
+    image = built(archive, nli_task, sandbox, model_server)
     engine = docker.from_env()
     container = engine.containers.run(image.digest, "serve", detach=True, network="none")
     ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8080/ping').status)"
@@ -94,7 +102,7 @@ def test_a_docker_image_is_complete_and_answers_on_port_8080(nli_task, archive):
     try:
         tries = (
             subprocess.run(["docker", "exec", container.id, "python3", "-c", ask], capture_output=True)
-            for _ in range(50)
+            for _ in range(200)
         )
         answer = next(run.stdout for run in tries if run.returncode == 0)
         labels = engine.images.get(image.digest).labels
