@@ -6,8 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from django.core.management import call_command
 
 from builds import sandboxes, torchserve_image
+from builds.base_image import BaseImageError
 from builds.sandboxes.policy import SandboxPolicy
 from examples.pack import EXAMPLES, archive_bytes
 from tests.builds.conformance import Client, json_lines
@@ -147,6 +149,22 @@ def test_without_docker_the_build_waits_and_says_what_to_do(transactional_db, us
     assert (waiting.status, waiting.attempts) == ("queued", 0)
     assert "needs the docker sandbox" in waiting.waiting_for
     assert "choose asgi" in waiting.waiting_for
+
+
+def test_without_apt_the_reason_says_what_else_would_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(BaseImageError, match="A base image that has Java 17 needs none"):
+        torchserve_image.fetch_java(tmp_path)
+
+
+@in_docker
+def test_the_command_makes_the_image_and_names_it(capsys):
+    call_command("base_image", "--model-server", "torchserve")
+
+    assert capsys.readouterr().out.strip() == torchserve_image.tag_for(gpu=False)
+    assert torchserve_image.ensure(print).offers["torchserve"] == "0.12.0"
+    assert torchserve_image.labels_of("dynabench-no-such-image:1") == {}
 
 
 def test_the_flavours_image_is_named_after_the_base(settings):

@@ -165,9 +165,13 @@ class Connection(http.client.HTTPConnection):
 
     def exchange(self, method: str, address: str, body: bytes = b"", content_type: str = "") -> tuple[int, bytes]:
         """Status and body."""
-        self.request(method, address, body, {"Content-Type": content_type} if content_type else {})
-        reply = self.getresponse()
-        return reply.status, reply.read()
+        try:
+            self.request(method, address, body, {"Content-Type": content_type} if content_type else {})
+            reply = self.getresponse()
+            return reply.status, reply.read()
+        except (OSError, http.client.HTTPException):
+            self.close()  # the next exchange connects anew
+            raise
 
 
 def typed(value: Any) -> str:
