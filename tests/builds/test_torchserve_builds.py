@@ -11,7 +11,10 @@ from django.core.management import call_command
 from builds import sandboxes, torchserve_image
 from builds.base_image import BaseImageError
 from builds.sandboxes.policy import SandboxPolicy
+from evaluations.backends.local import LocalRunner
+from evaluations.planning import wanted_inference
 from examples.pack import EXAMPLES, archive_bytes
+from submissions.models import Submission
 from tests.builds.conformance import Client, json_lines
 from tests.builds.test_services import build, uploaded
 
@@ -128,6 +131,29 @@ def from_our_own_server(image: str, tmp_path: Path) -> list[dict]:
     finally:
         server.terminate()
         server.wait(30)
+
+
+@in_docker
+@pytest.mark.timeout(600)
+def test_an_evaluation_gets_the_same_predictions_from_both_flavours(transactional_db, user, task, dataset):
+    outcomes = []
+    for model_server in ("asgi", "torchserve"):
+        type(task.build_config).objects.update(model_server=model_server)
+        submission = uploaded(user, task, archive_bytes(EXAMPLES / "majority"), "majority")
+        made = build(Submission.objects.get(pk=submission.pk))
+        inference = wanted_inference(made, dataset, made.submission.task.build_config)
+        inference.save()
+        runner = LocalRunner()
+        try:
+            runner.start(inference)
+        finally:
+            sandboxes.by_name("docker").remove(made.image)
+        outcomes.append((made.model_server, runner.poll(inference)))
+
+    (_, ours), (served_by, theirs) = outcomes
+    assert served_by == "torchserve"
+    assert (theirs.state, theirs.examples) == ("succeeded", 4)
+    assert theirs.predictions_sha256 == ours.predictions_sha256
 
 
 @in_docker

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dynabench_runtime.answers import JSON_LINES
 from dynabench_runtime.image import HandlerError, Image
@@ -101,7 +101,7 @@ class TorchServe:
         """
         started = time.monotonic()
         management = Connection(self.folder / "management.sock")
-        while not (management.path.exists() and self.is_worker_ready(management)):
+        while not self.is_worker_ready(management):
             time.sleep(POLL_SECONDS)
         if error := self.ask(b""):
             raise HandlerError(error.decode())
@@ -110,10 +110,14 @@ class TorchServe:
         return lambda body: [self.ask(body)]
 
     def is_worker_ready(self, management: Connection) -> bool:
-        if not self.is_healthy():
+        try:
+            is_healthy = self.is_healthy()
+            _, description = management.exchange("GET", f"/models/{MODEL}")
+        except OSError:
+            return False  # it does not listen yet
+        if not is_healthy:
             end_if_memory_was_short()
             raise HandlerError("The model's process ended while the model was loading; the log says more.")
-        _, description = management.exchange("GET", f"/models/{MODEL}")
         return re.search(rb'"status": *"READY"', description) is not None
 
     def is_healthy(self) -> bool:
@@ -185,7 +189,7 @@ def end_if_memory_was_short() -> None:
         end("The model's process was killed for want of memory.", KILLED)
 
 
-def end(reason: str, code: int) -> None:
+def end(reason: str, code: int) -> NoReturn:
     sys.stderr.write(f"{reason}\n")
     os._exit(code)
 
