@@ -103,6 +103,7 @@ def test_bad_answers_become_the_error_lines_of_our_own_server(torchserve, asgi):
     found = told(torchserve, *examples)
 
     assert found == told(asgi, *examples)
+    assert told(torchserve, {}) == told(asgi, {})
     assert [line["id"] for line in found if "dynabench_error" in line] == [w for w in WISHES if w != "json text"]
 
 

@@ -19,7 +19,7 @@ from dynabench_runtime.image import Image  # noqa: E402
 
 
 class Worker:
-    """The user's handler, or why it could not be loaded, which is the answer to an empty request."""
+    """The user's handler; an empty request asks why it could not be loaded, and gets nothing when it was."""
 
     def initialize(self, context: Any) -> None:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what handlers print is log; TorchServe's own lines are not
@@ -35,7 +35,7 @@ class Worker:
 
     def handle(self, requests: list[dict[str, Any]], context: Any) -> list[bytes]:
         body = requests[0].get("body")
-        if not body:
+        if self.error or body in (None, b""):
             return [self.error.encode()]
         if self.image.is_batching:
             return [b"\n".join(answer_batch(self.ask, body, parse_examples(body, True)))]
