@@ -51,4 +51,4 @@ def check_production_database(**kwargs: Any) -> list[CheckMessage]:
     if settings.PROFILE != "production" or not is_sqlite:
         return []
     hint = "Set DYNABENCH_DATABASE_URL to one MySQL or MariaDB database for all hosts."
-    return [Warning("The production profile has a database that one host alone can use.", hint=hint, id="dynabench.W001")]
+    return [Warning("The production profile has a database for one host alone.", hint=hint, id="dynabench.W001")]

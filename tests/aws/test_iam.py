@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from tests.aws.policies import KEYS, POLICIES, allowed, allows, resources
 from tests.aws.stand import wait_for
 from tests.aws.test_production import PATIENCE, how_they_are, make_task, upload
 from tests.conftest import EXAMPLES, jsonl
+from tests.evaluations.flores import records
 from tests.pipeline.conftest import archive_bytes, trivial_archive
 from tests.submissions import cli
 
@@ -62,24 +64,30 @@ UNSEEN = {
 }
 # Statements for what follows a web server's death, besides those with unseen actions alone.
 UNSEEN_STATEMENTS = {"UploadsLeftBehind", "ModelsRole", "Tags", "Push"}
+MOST_CHARACTERS = 6144  # that IAM takes of a managed policy, spaces not counted
 NEEDS_NO_RIGHT = {"sts:GetCallerIdentity"}
 # Amazon narrows these to nothing smaller than an account.
 ANYWHERE = {"ecr:GetAuthorizationToken", "cloudwatch:GetMetricStatistics", "cloudwatch:PutMetricData"}
 
 
-def add_variant(web: Host, staff: User, task: Task) -> None:
-    """A fairness set, as staff add it on the web server, which compares it with the base set's labels."""
-    browser = Client()
-    browser.force_login(staff)
-    session = requests.Session()
-    session.cookies.set("sessionid", browser.cookies["sessionid"].value)
-    address = f"http://127.0.0.1:{web.port}/admin/tasks_catalog/dataset/add/"
-    session.get(address, timeout=60)
-    form = {"task": task.pk, "name": "tweets", "variant": "fairness", "access_type": "scoring", "format": "JsonLines"}
-    form |= {"csrfmiddlewaretoken": session.cookies["csrftoken"], "weight": 1}
-    perturbed = [example | {"uid": f"f{example['uid']}", "input_id": example["uid"]} for example in EXAMPLES]
-    answer = session.post(address, form, files={"file": ("tweets.jsonl", jsonl(perturbed))}, timeout=60)
-    assert Dataset.objects.filter(variant="fairness").exists(), answer.text
+class Staff(requests.Session):
+    """A member of staff at the admin of a web server."""
+
+    def __init__(self, web: Host, user: User) -> None:
+        super().__init__()
+        browser = Client()
+        browser.force_login(user)
+        self.cookies.set("sessionid", browser.cookies["sessionid"].value)
+        self.address = f"http://127.0.0.1:{web.port}/admin/tasks_catalog/dataset/"
+
+    def store(self, task: Task, records: list[dict[str, Any]], page: str = "add/", **fields: str) -> Dataset:
+        """Add a dataset, or give it another file on its own page."""
+        self.get(self.address + page, timeout=60)
+        form = {"task": task.pk, "access_type": "scoring", "weight": 1, "variant": "base", "format": "JsonLines"}
+        form |= {"csrfmiddlewaretoken": self.cookies["csrftoken"]} | fields
+        answer = self.post(self.address + page, form, files={"file": ("set.jsonl", jsonl(records))}, timeout=60)
+        assert answer.url == self.address, answer.text
+        return task.datasets.get(name=fields["name"], variant=form["variant"])
 
 
 def ask(web: Host, user: User, path: str, body: Any = None) -> Any:
@@ -97,8 +105,8 @@ def until(condition: Any) -> None:
     assert wait_for(condition, PATIENCE), how_they_are()
 
 
-def everything_once(production: Installation, user: User, staff: User, tmp_path: Any) -> None:
-    """All that the roles do: a model with an endpoint, one that fails, one that is cancelled; then take all down."""
+def everything_once(production: Installation, user: User, staff: User, flores_task: Task, tmp_path: Path) -> None:
+    """All that the roles do: datasets; models, one with an endpoint, one that fails, one cancelled; all taken down."""
     task = make_task("sentiment", region="us-west-2", eval_server="default")
     task.build_config.create_endpoint = True
     task.build_config.save()
@@ -106,7 +114,13 @@ def everything_once(production: Installation, user: User, staff: User, tmp_path:
     store_dataset_file(task.datasets.get(), jsonl([*EXAMPLES, fatal]))
     web, build = production.web("web"), production.cluster("build")
     production.cluster("default")
-    add_variant(web, staff, task)
+    admin = Staff(web, staff)
+    # Its labels are compared with the base set's.
+    perturbed = [example | {"uid": f"f{example['uid']}", "input_id": example["uid"]} for example in EXAMPLES]
+    admin.store(task, perturbed, name="tweets", variant="fairness")
+    own = admin.store(flores_task, records("eng", "hrv", "mkd"), name="own", format="Flores")
+    # It has one shard less.
+    admin.store(flores_task, records("eng", "hrv"), f"{own.pk}/change/", name="own", format="Flores")
     good = upload(web.port, user, task, "good", trivial_archive("good", tmp_path))
     mortal = upload(web.port, user, task, "obedient", archive_bytes(Path(__file__).parent / "model"))
     held = upload(web.port, user, task, "held", trivial_archive("held", tmp_path))
@@ -151,9 +165,9 @@ def kept() -> Recording:
 
 
 @pytest.fixture
-def recording(kept, production, user, staff, tmp_path) -> Recording:
+def recording(kept, production, user, staff, flores_task, tmp_path) -> Recording:
     if not kept.work:
-        everything_once(production, user, staff, tmp_path)
+        everything_once(production, user, staff, flores_task, tmp_path)
         for host in production.hosts.values():
             host.stop()
         kept.work = production.stand.calls()
@@ -167,25 +181,25 @@ def actions(calls: list[dict[str, Any]], role: str) -> set[str]:
     return {call["iam"] for call in calls if call["role"] == KEYS[role]} - NEEDS_NO_RIGHT
 
 
-@pytest.mark.parametrize("role", KEYS)
-def test_a_policy_allows_what_its_role_does_and_nothing_else(recording, role):
-    used = actions(recording.work, role)
+def test_each_policy_allows_what_its_role_does_and_nothing_else(recording):
+    used = {role: actions(recording.work, role) for role in KEYS}
+    tried = {role: actions(recording.checks, role) for role in KEYS}
+    nothing = dict.fromkeys(KEYS, set())
 
-    assert allowed(role) - used == set(UNSEEN[role]), "allowed, and never used"
-    assert used - allowed(role) == set(), "used, and not allowed"
-    assert actions(recording.checks, role) - allowed(role) == set(), "used by check_aws, and not allowed"
+    assert {role: allowed(role) - used[role] for role in KEYS} == {role: set(UNSEEN[role]) for role in KEYS}
+    assert {role: used[role] - allowed(role) for role in KEYS} == nothing
+    assert {role: tried[role] - allowed(role) for role in KEYS} == nothing
 
 
-@pytest.mark.parametrize("role", KEYS)
-def test_it_allows_it_on_the_resources_that_are_used_and_each_statement_has_its_use(recording, role):
-    mine = [call for call in recording.work + recording.checks if call["role"] == KEYS[role]]
-    asked = {(call["iam"], arn) for call in mine if call["iam"] not in NEEDS_NO_RIGHT for arn in resources(call)}
+def test_they_allow_it_on_the_resources_that_are_used_and_each_statement_has_its_use(recording):
+    for role, key in KEYS.items():
+        mine = [call for call in recording.work + recording.checks if call["role"] == key]
+        asked = {(call["iam"], arn) for call in mine if call["iam"] not in NEEDS_NO_RIGHT for arn in resources(call)}
+        refused = [one for one in asked if not any(allows(row, *one) for row in POLICIES[role])]
+        used = {row["Sid"] for row in POLICIES[role] if any(allows(row, *one) for one in asked)}
 
-    refused = [one for one in asked if not any(allows(statement, *one) for statement in POLICIES[role])]
-    used = {row["Sid"] for row in POLICIES[role] if any(allows(row, *one) for one in asked)}
-
-    assert refused == []
-    assert {row["Sid"] for row in POLICIES[role]} - used <= UNSEEN_STATEMENTS
+        assert refused == [], role
+        assert {row["Sid"] for row in POLICIES[role]} - used <= UNSEEN_STATEMENTS, role
 
 
 def test_no_model_is_made_that_could_reach_a_network_or_under_another_role(recording):
@@ -197,6 +211,16 @@ def test_no_model_is_made_that_could_reach_a_network_or_under_another_role(recor
     assert statements["ModelsRole"]["Condition"]["StringEquals"] == {"iam:PassedToService": "sagemaker.amazonaws.com"}
     assert statements["IsolatedModels"]["Condition"] == {"Bool": {"sagemaker:NetworkIsolation": "true"}}
     assert [row["Sid"] for row in POLICIES["build"] if "sagemaker:CreateModel" in row["Action"]] == ["IsolatedModels"]
+
+
+@pytest.mark.parametrize("role", POLICIES)
+def test_iam_takes_each_policy(stand, role):
+    document = json.dumps({"Version": "2012-10-17", "Statement": POLICIES[role]})
+
+    made = stand.client("iam").create_policy(PolicyName=role, PolicyDocument=document)
+
+    assert made["Policy"]["PolicyName"] == role
+    assert len(document.replace(" ", "")) <= MOST_CHARACTERS
 
 
 @pytest.mark.parametrize("role", POLICIES)
