@@ -46,9 +46,9 @@ class Finding:
 
 
 def check_account(roles: Sequence[str] = ROLES) -> Iterator[Finding]:
-    """Try all that these roles need; without credentials that count, nothing else."""
+    """Try all that these roles need; credentials first, as without them the rest says nothing."""
     try:
-        identity = asked(aws.client("sts", settings.AWS_REGION).get_caller_identity)
+        identity = asked(lambda: aws.client("sts", settings.AWS_REGION).get_caller_identity())
     except Refusal as refusal:
         remedy = "Give the process credentials that are valid: an instance profile, or AWS_ACCESS_KEY_ID and its kin."
         yield Finding("credentials", str(refusal), remedy)

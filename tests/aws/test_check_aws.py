@@ -107,6 +107,15 @@ def test_expired_credentials_end_the_check(ready, stand, capsys):
     assert what == "credentials" and "ExpiredToken" in problem and "credentials that are valid" in remedy
 
 
+def test_a_profile_that_nobody_wrote_is_no_credentials(ready, settings, monkeypatch, capsys):
+    settings.AWS_REGION = "eu-north-1"  # where this process has no client yet
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+
+    [(what, problem, _)] = wrong(capsys)
+
+    assert what == "credentials" and "nobody" in problem
+
+
 @pytest.mark.parametrize(
     ("arn", "problem"),
     [
