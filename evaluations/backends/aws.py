@@ -33,7 +33,6 @@ LACKS_RIGHT = re.compile("AccessDenied|NotAuthorized|Unauthorized|Forbidden|403"
 # Answers that come after the look at rights.
 NOT_THERE = {"ValidationException", "ValidationError", "ResourceNotFound", "ResourceNotFoundException"}
 MAKE_QUEUES = "Run `manage.py create_queues`, with the operator's rights."
-NO_QUEUE = {"QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def _queues(roles: Sequence[str], account: str) -> Iterator[Finding]:
             url = asked(sqs.get_queue_url, QueueName=name)["QueueUrl"]
             found = asked(sqs.get_queue_attributes, QueueUrl=url, AttributeNames=["RedrivePolicy"])
         except Refusal as refusal:
-            if refusal.code in NO_QUEUE:
+            if refusal.code in aws.NO_QUEUE:
                 yield Finding(what, "it does not exist", MAKE_QUEUES)
             else:
                 yield Finding(what, str(refusal), _remedy(refusal, "Bells", roles))
@@ -90,10 +89,12 @@ def _buckets(roles: Sequence[str], account: str) -> Iterator[Finding]:
             continue
         if writers:
             yield _tried(f"{what}: put, get, delete", partial(_probe, s3, bucket), "Probes", writers)
+        listed = partial(s3.list_objects_v2, Bucket=bucket, MaxKeys=1)
+        if "web" in roles:
+            yield _tried(f"{what}: list datasets", partial(listed, Prefix="datasets/"), "DatasetsByPrefix", ["web"])
         if readers:
             # Without this right S3 calls a missing object forbidden.
-            call = partial(s3.list_objects_v2, Bucket=bucket, Prefix="check/", MaxKeys=1)
-            yield _tried(f"{what}: what is missing is told from what is forbidden", call, "Buckets", readers)
+            yield _tried(f"{what}: what is missing is told from what is forbidden", listed, "Buckets", readers)
 
 
 def _place(s3: Any, bucket: str, region: str, what: str, roles: Sequence[str], account: str) -> Finding:
@@ -120,7 +121,7 @@ def _probe(s3: Any, bucket: str) -> None:
     digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
     asked(s3.put_object, **place, Body=body, ChecksumSHA256=digest)
     try:
-        if asked(s3.get_object, **place, ChecksumMode="ENABLED")["Body"].read() != body:
+        if asked(lambda: s3.get_object(**place, ChecksumMode="ENABLED")["Body"].read()) != body:
             raise Refusal("Damaged", f"What was read from {place['Key']} is not what was written.")
     finally:
         asked(s3.delete_object, **place)

@@ -149,6 +149,18 @@ def test_a_probe_that_cannot_be_read_is_removed_all_the_same(ready, stand, capsy
     assert stand.client("s3", REGION).list_objects_v2(Bucket=f"sagemaker-{REGION}")["KeyCount"] == 0
 
 
+@pytest.mark.parametrize(
+    ("role", "statement"), [("web", "DatasetsByPrefix"), ("build", "Buckets"), ("eval", "Buckets")]
+)
+def test_a_bucket_that_may_not_be_listed(ready, stand, capsys, role, statement):
+    stand.faults({"effect": "denied", "action": "ListObjectsV2"})
+
+    [(_, _, remedy)] = wrong(capsys, "--role", role)
+
+    assert remedy == f"Allow it: statement {statement} of deploy/iam/{role}.json."
+    assert statement in {row["Sid"] for row in POLICIES[role] if "s3:ListBucket" in row["Action"]}
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_a_remedy_names_the_statement_that_allows_what_was_refused(ready, stand, capsys, role):
     services = ("sqs", "s3", "ecr", "sagemaker", "sagemaker-runtime", "logs", "cloudwatch")
