@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, register
+from django.core.checks import CheckMessage, Error, Warning, register
 
 
 @register()
@@ -33,3 +33,22 @@ def check_production_secret(**kwargs: Any) -> list[CheckMessage]:
         return []
     hint = "Set DYNABENCH_SECRET_KEY to the same value on every host."
     return [Error("A production database with a secret key made on this host.", hint=hint, id="dynabench.E003")]
+
+
+@register()
+def check_production_role(**kwargs: Any) -> list[CheckMessage]:
+    """Without a role SageMaker refuses every model, after it was built and pushed."""
+    if settings.PROFILE != "production" or settings.SAGEMAKER_ROLE:
+        return []
+    hint = "Set DYNABENCH_SAGEMAKER_ROLE to the ARN of the role with deploy/iam/models.json."
+    return [Error("The production profile has no role for its models.", hint=hint, id="dynabench.E004")]
+
+
+@register()
+def check_production_database(**kwargs: Any) -> list[CheckMessage]:
+    """Web, build and eval servers see each other's work in the database alone."""
+    is_sqlite = settings.DATABASES["default"]["ENGINE"].endswith("sqlite3")
+    if settings.PROFILE != "production" or not is_sqlite:
+        return []
+    hint = "Set DYNABENCH_DATABASE_URL to one MySQL or MariaDB database for all hosts."
+    return [Warning("The production profile has a database for one host alone.", hint=hint, id="dynabench.W001")]

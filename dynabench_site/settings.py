@@ -27,7 +27,7 @@ CSRF_TRUSTED_ORIGINS = [BASE_URL]
 AWS_REGION = env_str("DYNABENCH_AWS_REGION", "us-west-1")
 S3_BUCKET = env_str("DYNABENCH_S3_BUCKET", "sagemaker-{region}")
 SAGEMAKER_ROLE = env_str("DYNABENCH_SAGEMAKER_ROLE")
-# What a profile is: the classes behind files, queue, images and inference. No other line asks which one it is.
+# What a profile is: the classes behind files, queue, images and inference. Only checks ask which one it is.
 PROFILES: dict[str, dict[str, Any]] = {
     "embedded": {
         "STORAGE_FOR": "tasks_catalog.backends.local.storage_for",

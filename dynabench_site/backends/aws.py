@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -103,6 +103,24 @@ def _meaning(error: ClientError) -> Exception:
     if status >= 500:
         return NotYet(f"AWS, whose {error.operation_name} fails ({code})", FIRST_PAUSE, most=LONGEST_PAUSE)
     return JobStumbled("aws_refused", f"AWS refused {error.operation_name}: {code}: {message}")
+
+
+class Refusal(Exception):
+    """AWS does not do what it was asked for, or does not answer; the code is its own."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def asked(call: Callable[..., Any], **arguments: Any) -> Any:
+    """What AWS answers to one call; raises Refusal, for those who only want to know."""
+    try:
+        return call(**arguments)
+    except ClientError as error:
+        raise Refusal(code_of(error), str(error)) from error
+    except BotoCoreError as error:
+        raise Refusal(type(error).__name__, str(error)) from error
 
 
 class SqsBroker(Broker):

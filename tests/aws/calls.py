@@ -18,7 +18,7 @@ CREDENTIAL = re.compile(r"(?:Credential=|^)(?P<role>[^/\s]+)/\d+/(?P<region>[^/]
 INVOCATION = re.compile(r"/endpoints/(?P<name>[^/]+)/invocations")
 NAMES = (
     *("TransformJobName", "EndpointName", "EndpointConfigName", "ModelName", "ResourceArn"),
-    *("repositoryName", "QueueName", "QueueUrl", "logGroupName", "Namespace"),
+    *("repositoryName", "repositoryNames", "QueueName", "QueueUrl", "logGroupName", "Namespace"),
 )
 READS = ("Get", "List", "Describe", "Head", "Batch", "Receive")
 # (method, on an object, a parameter of the query): the first that fits.
@@ -109,6 +109,7 @@ class Call:
             call.action = parse_qs(body.decode()).get("Action", [""])[0]
         call.service = {"monitoring": "cloudwatch"}.get(call.service, call.service)
         if named := next((call.request[key] for key in NAMES if call.request.get(key)), None):
+            named = named[0] if isinstance(named, list) else named
             call.name = named.rpartition("/")[2] if named.startswith(("http:", "https:", "arn:")) else named
         return call
 

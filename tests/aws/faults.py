@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.aws.calls import OWN_ROLE, Call, Refused, Unanswered
 
-EFFECTS = ("throttle", "quota", "error", "expired", "slow", "reset", "lost", "truncated")
+EFFECTS = ("throttle", "quota", "error", "expired", "denied", "slow", "reset", "lost", "truncated")
 
 
 @dataclass(slots=True)
@@ -100,5 +100,7 @@ def refused(effect: str, call: Call) -> Refused:
         case "expired":
             code = "ExpiredToken" if is_s3 or call.service == "sts" else "ExpiredTokenException"
             return Refused(code, "The security token included in the request is expired")
+        case "denied":
+            return Refused("AccessDenied" if is_s3 else "AccessDeniedException", f"No right to {call.action}.", 403)
         case _:
             return Refused("InternalError" if is_s3 else "InternalFailure", "We encountered an internal error.", 500)
