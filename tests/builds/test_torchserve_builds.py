@@ -67,6 +67,7 @@ def handle(data, context):
         return None
     return _service.postprocess(_service.inference(_service.preprocess(data)), data)
 """
+SETUP = {"requirements": True, "checkpoint": "model.pt", "model_files": []}
 STATEMENTS = ["It is awful.", "It is great, great.", "It is a table."]
 
 
@@ -79,13 +80,14 @@ def task(task, settings):
     return task
 
 
-def project(folder: Path, *, requirements: str) -> Path:
+def project(folder: Path, *, requirements: str, task: str = "sentiment") -> Path:
+    """A project whose handler computes with torch."""
     shutil.copytree(EXAMPLES / "majority", folder)
     (setup_file,) = folder.glob(".dynalab/*/setup_config.json")
     setup = json.loads(setup_file.read_text())
-    setup_file.write_text(json.dumps({**setup, "requirements": True, "checkpoint": "model.pt", "model_files": []}))
+    setup_file.write_text(json.dumps({**setup, **SETUP, "task": task}))
     (folder / "requirements.txt").write_text(requirements)
-    (folder / setup["handler"]).write_text(HANDLER)
+    (folder / setup["handler"]).write_text(HANDLER.replace('"sentiment"', f'"{task}"'))
     mount = f"-v={folder}:/made"
     image = torchserve_image.ensure(print).tag
     subprocess.run(["docker", "run", "--rm", "--network=none", mount, image, "python3", "-c", WEIGHTS], check=True)
