@@ -2,109 +2,37 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 from django.core.exceptions import ValidationError
 from django.core.files.storage import Storage
-from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
+from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
 from django.db.models.functions import Now
 
-from dynabench_site.queue import RESERVED_CLUSTERS
 from tasks_catalog import metrics
 from tasks_catalog.backends import storage_for
+from tasks_catalog.build_config import BuildConfig, main_region
 from tasks_catalog.formats import FormatError, TaskFormat, parse, render_config
-from tasks_catalog.server_settings import check_server_setting
+from tasks_catalog.machines import EvalServer, InstanceType
 
 if TYPE_CHECKING:
     from typing import Self
 
-CLUSTER_NAME = RegexValidator(r"^[a-z0-9][a-z0-9-]{0,30}$", "Small letters, digits and hyphens, at most 31.")
+__all__ = [
+    "BuildConfig",
+    "Dataset",
+    "EvalServer",
+    "InstanceType",
+    "Task",
+    "TaskMetric",
+    "main_region",  # a migration names it here
+]
 TASK_CODE = RegexValidator(r"^[a-zA-Z0-9_-]*[a-zA-Z][a-zA-Z0-9_-]*$", "Letters, digits, _ and -, with a letter.")
 DATASET_NAME = RegexValidator(r"^[a-zA-Z0-9-]{1,62}$", "Letters, digits and hyphens, at most 62.")
-BUCKET = re.compile(r"(?!.*\.\.)[a-z0-9][a-z0-9.-]*[a-z0-9]")
 RESERVED_TASK_CODES = {"submitable", "upload", "owners"}
-
-
-DEFAULT_INSTANCE = "ml.m5.2xlarge"
-
-
-def main_region() -> str:
-    return settings.AWS_REGION
-
-
-class InstanceType(models.Model):
-    """A kind of machine that models run on in production."""
-
-    name = models.CharField(
-        primary_key=True,
-        max_length=40,
-        validators=[RegexValidator(r"^ml\.[a-z0-9-]+\.[a-z0-9]+$", "A type is written like ml.m5.2xlarge.")],
-        help_text="As SageMaker writes it. The name can't be changed afterwards.",
-    )
-    vcpus = models.PositiveSmallIntegerField("vCPUs", validators=[MinValueValidator(1)])
-    memory_gib = models.FloatField(
-        "memory (GiB)", validators=[MinValueValidator(0.5)], help_text="The memory metric counts down from it."
-    )
-    gpus = models.PositiveSmallIntegerField("GPUs", default=0)
-    price_per_hour = models.DecimalField(
-        "US$ an hour",
-        max_digits=8,
-        decimal_places=4,
-        null=True,
-        blank=True,
-        validators=[MinValueValidator(0)],
-        help_text="What your region charges. Blank: costs are not shown. Change it when AWS does; costs so far stay.",
-    )
-
-    class Meta:
-        ordering = ["name"]
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def described(self) -> str:
-        """What staff choose by."""
-        gpus = f", {self.gpus} GPU" if self.gpus else ""
-        price = f", US$ {self.price_per_hour.normalize():f} an hour" if self.price_per_hour is not None else ""
-        return f"{self.name}: {self.vcpus} vCPU, {self.memory_gib:g} GiB{gpus}{price}"
-
-
-class EvalServer(models.Model):
-    """A django-q cluster with a name; tasks name the one that evaluates their models."""
-
-    name = models.CharField(
-        primary_key=True,
-        max_length=31,
-        validators=[CLUSTER_NAME],
-        help_text="Start it with `manage.py cluster NAME`. The name can't be changed afterwards.",
-    )
-    description = models.CharField(max_length=200, blank=True)
-    processes = models.PositiveSmallIntegerField(
-        default=4,
-        validators=[MinValueValidator(1), MaxValueValidator(256)],
-        help_text="Worker processes: that many metric computations at once. Counts from the cluster's next start.",
-    )
-    max_inferences = models.PositiveSmallIntegerField(
-        default=2,
-        validators=[MinValueValidator(1)],
-        help_text="Inferences running at once. Raise it on AWS, where they run elsewhere; here each takes memory.",
-    )
-
-    class Meta:
-        ordering = ["name"]
-
-    def __str__(self) -> str:
-        return self.name
-
-    def clean(self) -> None:
-        if self.name in RESERVED_CLUSTERS:
-            raise ValidationError({"name": f"{self.name} is reserved. Choose another name."})
 
 
 class TaskQuerySet(models.QuerySet):
@@ -202,117 +130,6 @@ class Task(models.Model):
     def storage(self) -> Storage:
         config = self.build_config
         return storage_for(config.bucket, config.aws_region)
-
-
-class BuildConfig(models.Model):
-    """How models of a task are built, served and evaluated."""
-
-    class ModelServer(models.TextChoices):
-        DEFAULT = "", "the profile's default"
-        ASGI = "asgi", "asgi (small, starts at once)"
-        TORCHSERVE = "torchserve", "TorchServe 0.12 (Java and torch in the image)"
-
-    class BatchStrategy(models.TextChoices):
-        SINGLE = "SingleRecord", "one example a request"
-        MULTI = "MultiRecord", "as many examples a request as its size allows"
-
-    task = models.OneToOneField(Task, on_delete=models.CASCADE, related_name="build_config")
-    eval_server = models.ForeignKey(
-        EvalServer,
-        on_delete=models.PROTECT,
-        default="default",
-        help_text="The cluster that evaluates this task's models. It must be running, or they wait.",
-    )
-    aws_region = models.CharField(
-        max_length=25,
-        default=main_region,
-        validators=[RegexValidator(r"^[a-z]{2}(-[a-z]+)+-\d$", "A region is written like us-west-1.")],
-        help_text="Where the task's files, images and jobs live.",
-    )
-    instance_type = models.ForeignKey(
-        InstanceType,
-        on_delete=models.PROTECT,
-        default=DEFAULT_INSTANCE,
-        db_column="instance_type",
-        help_text="SageMaker instance for transform jobs and endpoints. Change it when models need more memory.",
-    )
-    instance_count = models.PositiveSmallIntegerField(default=1, validators=[MinValueValidator(1)])
-    batch_strategy = models.CharField(
-        max_length=12,
-        choices=BatchStrategy,
-        default=BatchStrategy.SINGLE,
-        help_text="How a transform job asks. Choose several examples a request when handlers answer line by line.",
-    )
-    max_payload_mb = models.PositiveSmallIntegerField(
-        "payload (MB)",
-        default=6,
-        validators=[MinValueValidator(1), MaxValueValidator(100)],
-        help_text="A request of a transform job has at most this size. Lower it when requests take too long.",
-    )
-    gpu = models.BooleanField("GPU", default=False, help_text="On: images are made for a GPU instance.")
-    create_endpoint = models.BooleanField(default=False, help_text="On: each model gets a live endpoint, which costs.")
-    s3_bucket = models.CharField(
-        max_length=63, blank=True, help_text="Blank: the site's bucket. {region} and {account} are filled in."
-    )
-    model_server = models.CharField(max_length=10, choices=ModelServer, default=ModelServer.DEFAULT, blank=True)
-    torchserve_config = models.JSONField(
-        default=dict,
-        blank=True,
-        help_text='Extra settings of the model server, e.g. {"default_response_timeout": 1200}.',
-    )
-    allow_sdists = models.BooleanField(
-        default=False, help_text="On: requirements without a wheel are built, in the sandbox, without network."
-    )
-    build_minutes = models.PositiveSmallIntegerField(
-        default=60, validators=[MinValueValidator(1), MaxValueValidator(600)], help_text="A longer build fails."
-    )
-    seconds_per_example = models.FloatField(
-        default=2.0,
-        validators=[MinValueValidator(0.001)],
-        help_text="A model may take this long for each example of a dataset, on average.",
-    )
-    startup_seconds = models.PositiveSmallIntegerField(
-        default=300, validators=[MinValueValidator(1)], help_text="A model may take this long to load."
-    )
-    memory_mb = models.PositiveIntegerField(
-        "memory (MiB)", default=4096, validators=[MinValueValidator(64)], help_text="A model that takes more is ended."
-    )
-
-    def __str__(self) -> str:
-        return f"build config of {self.task}"
-
-    def clean(self) -> None:
-        if not isinstance(self.torchserve_config, dict):
-            raise ValidationError({"torchserve_config": 'Write an object, like {"default_response_timeout": 1200}.'})
-        for key, value in self.torchserve_config.items():
-            try:
-                check_server_setting(key, value)
-            except ValueError as error:
-                raise ValidationError({"torchserve_config": str(error)}) from error
-        if self.gpu and self.instance_type_id and not self.instance_type.gpus:
-            raise ValidationError({"gpu": f"{self.instance_type} has no GPU: choose an ml.p or ml.g instance."})
-        if self.s3_bucket and not BUCKET.fullmatch(self.s3_bucket.replace("{region}", "r").replace("{account}", "a")):
-            rule = "Small letters, digits, dots and hyphens; {region} and {account} are filled in."
-            raise ValidationError({"s3_bucket": rule})
-
-    @property
-    def served_by(self) -> str:
-        return self.model_server or settings.MODEL_SERVER
-
-    @property
-    def bucket(self) -> str:
-        name = self.s3_bucket or settings.S3_BUCKET
-        return name.replace("{region}", self.aws_region)
-
-    @property
-    def memory_gib(self) -> float:
-        """What the memory metric counts down from."""
-        return self.memory_mb / 1024
-
-    def deadline_seconds(self, examples: int) -> int:
-        """How long one inference over that many examples may take."""
-        seconds = self.startup_seconds + int(examples * self.seconds_per_example) + 1
-        return min(settings.MAX_DEADLINE_SECONDS, seconds)
 
 
 class TaskMetric(models.Model):
