@@ -6,11 +6,7 @@ What AWS was asked is left in var/test-aws/requests.jsonl.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +30,7 @@ from tests.aws.registry import PASSWORD
 from tests.aws.stand import wait_for
 from tests.aws.test_production import PATIENCE, all_ended, how_they_are, make_task, upload
 from tests.builds.test_torchserve_builds import project
+from tests.pipeline.test_demo import images_removed, run_demo
 
 pytestmark = [pytest.mark.aws, pytest.mark.timeout(1800)]
 RECORD = Path(django_settings.BASE_DIR) / "var/test-aws/requests.jsonl"
@@ -44,23 +41,10 @@ AWS_SECRET = "the-secret-access-key-of-these-hosts"
 
 def embedded_scores(folder: Path) -> dict[tuple[str, str], dict]:
     """What `manage.py demo` computes on one machine, by task and model."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("DYNABENCH_", "AWS_"))}
-    own |= {"DYNABENCH_VAR": str(folder), "DYNABENCH_PORT": str(port), "DYNABENCH_SANDBOX": "docker"}
     folder.mkdir()
     (folder / "cache").symlink_to((django_settings.VAR / "cache").resolve())
-    done = subprocess.run(
-        [sys.executable, "manage.py", "demo", "--no-serve", "--json"],
-        cwd=django_settings.BASE_DIR,
-        env=own,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    with images_removed(folder):
+        result = run_demo(folder, {"DYNABENCH_SANDBOX": "docker"})
     tasks = [{"task": "sentiment", "models": result["models"]}, *result["also"]]
     return {(task["task"], model["name"]): model["scores"] for task in tasks for model in task["models"]}
 
