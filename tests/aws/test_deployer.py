@@ -21,6 +21,7 @@ from builds.sandboxes.policy import SandboxError
 from builds.services import pinned
 from evaluations.leftovers import remove_unused_deployments
 from submissions.models import MAX_NAME, Submission
+from submissions.services import cancel
 from tasks_catalog.models import Task
 from tests.aws.registry import PASSWORD, free_port
 from tests.conftest import in_cluster, make_built
@@ -227,6 +228,19 @@ def test_a_retry_after_that_builds_again(on_aws, sent, settings):
 
     assert built.status == "succeeded", built.error_detail
     assert models(on_aws) == [built.name] and len(repositories(on_aws)) == 1
+
+
+def test_a_build_that_is_cancelled_while_it_waits_leaves_nothing(on_aws, sent, task):
+    on_aws.faults({"effect": "quota", "action": "CreateModel"})
+    waiting = build(sent)
+    assert repositories(on_aws) != {}
+
+    cancel(sent)
+    build(sent)
+
+    assert Submission.objects.get().status == "cancelled"
+    assert sweep() == [waiting.name] and repositories(on_aws) == {}
+    assert not task.storage().exists(sent.mar_archive_key)
 
 
 def test_a_rebuild_has_a_model_of_its_own_and_then_the_old_one_goes(on_aws, sent):
