@@ -77,7 +77,8 @@ def _make_image(build: Build) -> None:
     recorder, publisher = RowRecorder(build), deployer()
     with hosts_faults():
         if not build.image_uri:  # else an earlier try came as far as the registry
-            _build_image(build, recorder)
+            if publisher.keeps_image or not build.is_image_kept:  # else only the registry was waited for
+                _build_image(build, recorder)
             if not publisher.keeps_image:
                 _publish(build, recorder)
         if not publisher.keeps_image:
@@ -106,16 +107,23 @@ def _build_image(build: Build, recorder: RowRecorder) -> None:
 
 
 def _publish(build: Build, recorder: RowRecorder) -> None:
-    """The image is where other hosts get it, and no longer here."""
+    """The image is where other hosts get it, and no longer here; it stays while the registry can't be asked."""
     build.save_progress(is_deployed=True)
-    sandbox = sandboxes.by_name(build.sandbox)
     try:
         with recorder.step("push image") as log:
             build.image_uri = deployer().publish(build, log)
-    finally:
-        sandbox.remove(build.image)
-        build.save_progress(is_image_kept=False)
+    except (jobs.NotYet, jobs.LeaseLost):
+        raise
+    except Exception:
+        _remove_image(build)
+        raise
+    _remove_image(build)
     build.save_progress(image_uri=build.image_uri)
+
+
+def _remove_image(build: Build) -> None:
+    sandboxes.by_name(build.sandbox).remove(build.image)
+    build.save_progress(is_image_kept=False)
 
 
 def pinned(config: BuildConfig) -> dict[str, Any]:

@@ -8,12 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from builds.backends import deployer
 from builds.image import ImageBuilder, new_workdir
+from builds.models import Build
 from builds.sandboxes.docker import DockerSandbox
+from builds.services import pinned
 from dynabench_site.settings import PROFILES
+from evaluations.models import Inference
 from examples.pack import pack
+from submissions.models import Submission
 from tests.aws.hosts import ROLE, SECRET_KEY, installation
+from tests.aws.inferences import NO_IMAGE, add_dataset
 from tests.aws.stand import Stand, running_stand
+from tests.conftest import make_built
 
 
 class Quiet:
@@ -90,3 +97,18 @@ def production(transactional_db, eval_servers, on_aws, settings, tmp_path):
     settings.SECRET_KEY = SECRET_KEY
     with installation(on_aws, tmp_path / "hosts") as made:
         yield made
+
+
+@pytest.fixture
+def ready(on_aws, task, submission, request) -> Submission:
+    """A model that SageMaker knows, its task without datasets yet; with the obedient image where a test wants it."""
+    image = request.getfixturevalue("pushed") if "pushed" in request.fixturenames else NO_IMAGE
+    build = make_built(submission)
+    Build.objects.filter(pk=build.pk).update(image_uri=image, config=pinned(task.build_config))
+    deployer().register(Build.objects.get(pk=build.pk))
+    return submission
+
+
+@pytest.fixture
+def inference(ready, task) -> Inference:
+    return add_dataset(task)

@@ -200,6 +200,21 @@ def test_a_build_waits_for_the_quota_of_models_and_is_not_made_again(on_aws, sen
     assert steps().count("push image") == 1 and models(on_aws) == [built.name]
 
 
+def test_an_image_that_waits_for_the_registry_is_not_made_again(on_aws, sent):
+    on_aws.faults({"effect": "throttle", "action": "CreateRepository"})
+
+    waiting = build(sent)
+    assert (waiting.waiting_for, waiting.attempts) == ("AWS, which is throttling CreateRepository", 0)
+    before = steps()
+    on_aws.faults()
+    built = build(sent)
+
+    assert built.status == "succeeded" and built.image == waiting.image and not built.is_image_kept
+    assert steps() == [*before, "push image", "register model"]
+    with pytest.raises(docker.errors.ImageNotFound):
+        docker.from_env().images.get(built.image)
+
+
 def test_a_build_that_fails_after_its_push_leaves_only_the_archive_of_its_user(on_aws, sent, task, settings):
     settings.SAGEMAKER_ROLE = "no ARN of a role"
 

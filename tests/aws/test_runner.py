@@ -1,95 +1,32 @@
-"""Inferences as batch transform jobs: what is asked of SageMaker, and what becomes of each way a job can go."""
+"""Inferences as batch transform jobs: what is asked of SageMaker, what is waited for, what is stopped."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
-from datetime import timedelta
-from decimal import Decimal
-from fractions import Fraction
-
 import pytest
-from django.core.files.base import ContentFile
-from django.db.models import F, Min
 from django.utils import timezone
 
 from builds.backends import deployer
 from builds.models import Build
 from builds.services import pinned
 from dynabench_site.state import StatusEvent
-from evaluations import services
-from evaluations.backends import sagemaker
 from evaluations.dataset_files import store_dataset_file
-from evaluations.models import Inference, Score
-from submissions.models import Submission
+from evaluations.models import Inference
 from submissions.services import cancel
 from tasks_catalog.models import BuildConfig, Dataset, EvalServer, InstanceType, Task
 from tests.aws.hosts import ROLE
+from tests.aws.inferences import (
+    BUCKET,
+    NO_IMAGE,
+    add_dataset,
+    let_time_pass,
+    names,
+    run_next,
+    sweep,
+)
 from tests.aws.stand import wait_for
-from tests.conftest import EXAMPLES, in_cluster, jsonl, make_built
+from tests.conftest import EXAMPLES, jsonl, make_built
 
 pytestmark = [pytest.mark.aws, pytest.mark.timeout(600)]
-BUCKET = "sagemaker-us-west-1"
-NO_IMAGE = "example.org/model@sha256:" + "1" * 64  # enough for jobs that a test holds or ends
-really = pytest.mark.usefixtures("pushed")  # the model itself answers
-
-
-@pytest.fixture
-def ready(on_aws, task, submission, request) -> Submission:
-    """A model that SageMaker knows, its task without datasets yet."""
-    image = request.getfixturevalue("pushed") if "pushed" in request.fixturenames else NO_IMAGE
-    build = make_built(submission)
-    Build.objects.filter(pk=build.pk).update(image_uri=image, config=pinned(task.build_config))
-    deployer().register(Build.objects.get(pk=build.pk))
-    return submission
-
-
-def add_dataset(task: Task, name: str = "tweets", examples: list[dict] | None = None) -> Inference:
-    """The inference that is asked for with a new dataset."""
-    store_dataset_file(Dataset(task=task, name=name), jsonl(examples or EXAMPLES))
-    return Inference.objects.latest("pk")
-
-
-@pytest.fixture
-def inference(ready, task) -> Inference:
-    return add_dataset(task)
-
-
-def run_next() -> None:
-    """What a worker of the eval server does when its bell rings."""
-    with in_cluster("default"):
-        services.run_inferences(EvalServer.objects.get(pk="default"))
-
-
-def sweep() -> None:
-    with in_cluster("default"):
-        services.sweep()
-
-
-def let_time_pass() -> None:
-    """To the moment when the next job is due."""
-    first = Inference.objects.unfinished().aggregate(at=Min("not_before"))["at"]
-    if first and first > timezone.now():
-        Inference.objects.exclude(not_before=None).update(not_before=F("not_before") - (first - timezone.now()))
-
-
-def run_until(is_so: Callable[[Inference], bool], inference: Inference, seconds: float = 120) -> None:
-    def tried() -> bool:
-        let_time_pass()
-        run_next()
-        inference.refresh_from_db()
-        return is_so(inference)
-
-    assert wait_for(tried, seconds), (inference.status, inference.waiting_for, inference.error_detail)
-
-
-def is_finished(inference: Inference) -> bool:
-    return inference.is_finished
-
-
-def names(stand) -> list[str]:
-    return [job["name"] for job in stand.jobs()]
 
 
 def test_the_request_says_what_the_build_config_says_and_passes_no_environment(on_aws, ready, task):
@@ -218,78 +155,6 @@ def test_a_burst_of_throttling_costs_time_and_neither_attempts_nor_the_order(on_
     assert not StatusEvent.objects.filter(model="inference", target="dead").exists()
 
 
-@really
-def test_a_model_that_dies_has_failed_and_only_its_people_read_its_log(on_aws, ready, task, user, other_user, client):
-    inference = add_dataset(task, examples=[EXAMPLES[0], EXAMPLES[1] | {"statement": "die"}])
-
-    run_until(is_finished, inference)
-
-    assert (inference.status, inference.error_code, inference.handle) == ("failed", "model_error", "")
-    assert inference.error_detail.startswith("AlgorithmError")
-    line = "asked ['statement', 'uid']"
-    assert line in inference.error_detail
-    Submission.objects.update(is_published=True)
-    shown = {}
-    for viewer in (user, other_user):
-        client.force_login(viewer)
-        pages = [client.get(f"/models/{ready.pk}/"), client.get(f"/api/v1/submissions/{ready.pk}/")]
-        assert [page.status_code for page in pages] == [200, 200]
-        shown[viewer] = any("statement&#x27;" in p.content.decode() or line in p.content.decode() for p in pages)
-    assert shown == {user: True, other_user: False}
-
-
-def test_a_job_that_aws_breaks_is_tried_three_times_under_three_names(on_aws, inference):
-    on_aws.order({"outcome": "failed", "reason": "CapacityError: Unable to provision requested ML compute capacity."})
-
-    run_until(is_finished, inference)
-
-    assert (inference.status, inference.error_code) == ("dead", "transform_failed")
-    assert "CapacityError" in inference.error_detail
-    name = f"ts{inference.submission_id}-i{inference.pk}"
-    assert names(on_aws) == [f"{name}-r0", f"{name}-r1", f"{name}-r2"]
-
-
-def test_a_job_that_somebody_stops_on_aws_is_started_again(on_aws, inference):
-    on_aws.order({"outcome": "stopped", "times": 1}, {"outcome": "held", "seconds": 60})
-
-    run_until(lambda row: row.tries == 1 and row.handle != "", inference)
-
-    assert names(on_aws)[-1] == inference.handle
-
-
-@really
-def test_output_that_comes_late_is_waited_for(on_aws, inference):
-    on_aws.order({"outcome": "late output", "seconds": 8})
-
-    run_until(lambda row: row.waiting_for.startswith("the job's output"), inference)
-    assert inference.attempts == 0
-    run_until(is_finished, inference)
-
-    assert inference.status == "succeeded"
-
-
-@really
-def test_output_that_never_comes_is_asked_for_again(on_aws, inference, monkeypatch):
-    monkeypatch.setattr(sagemaker, "OUTPUT_DELAY", timedelta(0))
-    on_aws.order({"outcome": "no output", "times": 1})
-
-    run_until(lambda row: row.tries == 1, inference)
-    assert "no_output" in inference.waiting_for
-    run_until(is_finished, inference)
-
-    assert inference.status == "succeeded" and len(names(on_aws)) == 2
-
-
-@really
-def test_memory_figures_that_come_late_are_waited_for(on_aws, inference):
-    on_aws.late_metrics(8)
-
-    run_until(lambda row: row.waiting_for.startswith("the job's memory figures"), inference)
-    run_until(is_finished, inference)
-
-    assert inference.status == "succeeded" and inference.peak_memory_bytes > 0
-
-
 def test_cancelling_stops_the_paid_job(on_aws, inference, ready):
     on_aws.order({"outcome": "held", "seconds": 300})
     run_next()
@@ -336,17 +201,6 @@ def test_a_job_that_cannot_be_stopped_now_is_stopped_later_and_keeps_no_other_fr
     assert not Inference.objects.exclude(handle="").exists()
 
 
-def test_a_job_past_its_deadline_is_stopped_and_has_failed(on_aws, inference):
-    on_aws.order({"outcome": "held", "seconds": 300})
-    run_next()
-    Inference.objects.update(limits={**inference.limits, "deadline_seconds": 0})
-
-    run_until(is_finished, inference)
-
-    assert (inference.status, inference.error_code) == ("failed", "model_timeout")
-    assert wait_for(lambda: on_aws.jobs()[0]["status"] == "Stopped")
-
-
 def test_jobs_that_no_worker_holds_count_for_the_cap(on_aws, inference, task):
     add_dataset(task, "movies")
     EvalServer.objects.update(max_inferences=1)
@@ -356,59 +210,6 @@ def test_jobs_that_no_worker_holds_count_for_the_cap(on_aws, inference, task):
         run_next()
 
     assert len(on_aws.jobs()) == 1 and Inference.objects.running().count() == 0
-
-
-@really
-def test_a_dataset_in_parts_is_one_job_with_an_output_for_each_part(on_aws, ready, task):
-    inference = add_dataset(task)
-    storage, dataset = task.storage(), Dataset.objects.get()
-    whole = {
-        key: storage.open(key).read().splitlines(keepends=True) for key in (*dataset.inputs_keys, *dataset.labels_keys)
-    }
-    dataset.shards = ["b", "a"]
-    dataset.save()
-    for keys, lines in zip((dataset.inputs_keys, dataset.labels_keys), whole.values(), strict=True):
-        storage.save(keys[0], ContentFile(b"".join(lines[:3])))
-        storage.save(keys[1], ContentFile(b"".join(lines[3:])))
-
-    run_until(is_finished, inference)
-
-    assert inference.status == "succeeded" and len(on_aws.jobs()) == 1
-    outputs = [storage.open(key).read() for key in inference.predictions_keys]
-    answered = [json.loads(line)["id"] for output in outputs for line in output.splitlines()]
-    assert answered == [example["uid"] for example in EXAMPLES]
-    assert inference.predictions_sha256 == hashlib.sha256(b"".join(outputs)).hexdigest()
-    with in_cluster("default"):
-        services.run_scorings(EvalServer.objects.get(pk="default"))
-    assert Score.objects.get(metric="accuracy").value == 50.0
-
-
-@really
-def test_time_memory_and_cost_are_those_of_the_job(on_aws, inference):
-    InstanceType.objects.update(price_per_hour=Decimal("0.461"))
-    Inference.objects.update(limits={**inference.limits, "instance_count": 2})
-
-    run_until(is_finished, inference)
-
-    job = on_aws.client("sagemaker").describe_transform_job(TransformJobName=names(on_aws)[0])
-    seconds = (job["TransformEndTime"] - job["TransformStartTime"]).total_seconds()
-    assert inference.seconds == seconds > 0 and inference.examples == len(EXAMPLES)
-    micros = round(Fraction("0.461") * 2 * Fraction(seconds) / 3600 * 10**6)
-    assert inference.cost == Decimal(micros).scaleb(-6) > 0
-    assert inference.peak_memory_bytes == int(peak_percent(on_aws, job) / 100 * 32 * 2**30)
-
-
-def peak_percent(stand, job: dict) -> float:
-    cloudwatch, name = stand.client("cloudwatch"), {"Namespace": sagemaker.NAMESPACE, "MetricName": "MemoryUtilization"}
-    (metric,) = cloudwatch.list_metrics(**name)["Metrics"]
-    hours = {
-        "StartTime": job["TransformStartTime"] - timedelta(hours=1),
-        "EndTime": timezone.now() + timedelta(hours=1),
-    }
-    found = cloudwatch.get_metric_statistics(
-        **name, **hours, Dimensions=metric["Dimensions"], Period=60, Statistics=["Maximum"]
-    )
-    return max(point["Maximum"] for point in found["Datapoints"])
 
 
 def test_the_link_leads_to_the_console_of_the_tasks_region(on_aws, submission, task):
