@@ -17,6 +17,8 @@ from evaluations.models import Inference
 from submissions.models import Submission
 
 logger = logging.getLogger(__name__)
+BROKEN = Q(status__in=[Build.Status.FAILED, Build.Status.DEAD, Build.Status.CANCELLED])
+ENDED = Q(submission__status__in=[Submission.Status.CANCELLED, Submission.Status.TAKEN_DOWN])
 
 
 class RunningJobs:
@@ -29,11 +31,16 @@ class RunningJobs:
 
 
 def remove_unused_images() -> list[str]:
-    """Remove images that a newer build replaced, or whose model was cancelled or taken down; their digests stay."""
+    """Remove images that a newer build replaced, or whose build or model has ended; their digests stay.
+
+    Where other hosts get images elsewhere, only the build server has any.
+    """
+    if not (deployer().keeps_image or _is_build_server()):
+        return []
     newer = Build.objects.filter(submission=OuterRef("submission"), run__gt=OuterRef("run"), is_image_kept=True)
-    ended = Q(submission__status__in=[Submission.Status.CANCELLED, Submission.Status.TAKEN_DOWN])
     under_way = Exists(Inference.objects.unfinished().filter(build=OuterRef("pk")))
-    unused = Build.objects.filter(Exists(newer) | ended, ~under_way, is_image_kept=True).select_related("submission")
+    unused = Build.objects.filter(Exists(newer) | BROKEN | ENDED, ~under_way, is_image_kept=True)
+    unused = unused.select_related("submission")
     return [build.submission.endpoint_name for build in unused if _remove_image(build)]
 
 
@@ -56,14 +63,11 @@ def remove_unused_deployments() -> list[str]:
 
     The archive that its user sent stays.
     """
-    instance = clusters.current()
-    if instance is None or instance.name != queue.BUILD_CLUSTER:
+    if not _is_build_server():
         return []
     newer = Build.objects.succeeded().filter(submission=OuterRef("submission"), run__gt=OuterRef("run"))
-    broken = Q(status__in=[Build.Status.FAILED, Build.Status.DEAD, Build.Status.CANCELLED])
-    ended = Q(submission__status__in=[Submission.Status.CANCELLED, Submission.Status.TAKEN_DOWN])
     under_way = Exists(Inference.objects.unfinished().filter(build=OuterRef("pk")))
-    unused = Build.objects.filter(Exists(newer) | broken | ended, ~under_way, is_deployed=True)
+    unused = Build.objects.filter(Exists(newer) | BROKEN | ENDED, ~under_way, is_deployed=True)
     swept = []
     for build in unused.select_related("submission__task__build_config"):
         with another_time(build):
@@ -73,6 +77,11 @@ def remove_unused_deployments() -> list[str]:
             Build.objects.filter(pk=build.pk).update(is_deployed=False, image_uri="")
             swept.append(build.name)
     return swept
+
+
+def _is_build_server() -> bool:
+    instance = clusters.current()
+    return instance is not None and instance.name == queue.BUILD_CLUSTER
 
 
 def sweep() -> None:

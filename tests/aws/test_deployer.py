@@ -19,7 +19,7 @@ from builds.backends import aws, deployer
 from builds.models import Build, BuildStep
 from builds.sandboxes.policy import SandboxError
 from builds.services import pinned
-from evaluations.leftovers import remove_unused_deployments
+from evaluations.leftovers import remove_unused_deployments, remove_unused_images
 from submissions.models import MAX_NAME, Submission
 from submissions.services import cancel
 from tasks_catalog.models import Task
@@ -126,18 +126,14 @@ def test_the_registry_refuses_a_wrong_login(on_aws, made, obedient_image, login)
     docker.from_env().images.remove(f"{address}:r1")
 
 
-def test_a_push_that_breaks_off_is_an_error(made, obedient_image):
+def test_a_push_to_nobody_and_one_of_nothing_are_errors(made, obedient_image):
     address = f"127.0.0.1:{free_port()}/nobody"
 
-    with pytest.raises(SandboxError, match="connection refused"):
-        aws._push(made.image, address, "r1", {}, lambda output: None)
+    for image, reason in ((made.image, "connection refused"), ("sha256:" + "3" * 64, "No such image")):
+        with pytest.raises(SandboxError, match=reason):
+            aws._push(image, address, "r1", {}, lambda output: None)
 
     docker.from_env().images.remove(f"{address}:r1")
-
-
-def test_an_image_that_is_gone_is_an_error(made):
-    with pytest.raises(SandboxError, match="No such image"):
-        aws._push("sha256:" + "3" * 64, "127.0.0.1:1/nobody", "r1", {}, lambda output: None)
 
 
 NAMES = st.from_regex(r"[a-z0-9-]{1,63}", fullmatch=True) | st.from_regex(r"(r[1-3]-|-|[0-9]){1,31}", fullmatch=True)
@@ -213,6 +209,21 @@ def test_an_image_that_waits_for_the_registry_is_not_made_again(on_aws, sent):
     assert steps() == [*before, "push image", "register model"]
     with pytest.raises(docker.errors.ImageNotFound):
         docker.from_env().images.get(built.image)
+
+
+def test_the_build_server_removes_an_image_whose_build_was_cancelled_before_its_push(on_aws, sent):
+    on_aws.faults({"effect": "throttle", "action": "CreateRepository"})
+    waiting = build(sent)
+    cancel(sent)
+    build(sent)
+
+    with in_cluster("default"):
+        assert remove_unused_images() == []
+    with in_cluster("build"):
+        assert remove_unused_images() == [waiting.name]
+
+    with pytest.raises(docker.errors.ImageNotFound):
+        docker.from_env().images.get(waiting.image)
 
 
 def test_a_build_that_fails_after_its_push_leaves_only_the_archive_of_its_user(on_aws, sent, task, settings):
