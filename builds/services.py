@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from builds.faults import hosts_faults
 from builds.image import Image, ImageBuilder, new_workdir
 from builds.model_servers import equipped
 from builds.models import Build
+from builds.sandboxes.policy import SandboxError
 from builds.steps import RowRecorder, StepFailed
 from dynabench_site import jobs, queue
 from dynabench_site.api import Conflict
@@ -28,6 +30,7 @@ from submissions.models import Submission
 from tasks_catalog.files import opened
 from tasks_catalog.models import BuildConfig
 
+logger = logging.getLogger(__name__)
 DISK_PAUSE_SECONDS = 60
 SWEEP_BATCH = 50
 MIN_FREE_BYTES = 1 << 30
@@ -117,13 +120,18 @@ def _publish(build: Build, recorder: RowRecorder) -> None:
     except Exception:
         _remove_image(build)
         raise
-    _remove_image(build)
     build.save_progress(image_uri=build.image_uri)
+    _remove_image(build)
 
 
 def _remove_image(build: Build) -> None:
-    sandboxes.by_name(build.sandbox).remove(build.image)
-    build.save_progress(is_image_kept=False)
+    """From this host; what the engine can't remove now is left to the sweep."""
+    try:
+        sandboxes.by_name(build.sandbox).remove(build.image)
+    except SandboxError as error:
+        logger.warning("the image of %s stays for now: %s", build, error)
+    else:
+        build.save_progress(is_image_kept=False)
 
 
 def pinned(config: BuildConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from submissions.models import Submission
 
 logger = logging.getLogger(__name__)
 BROKEN = Q(status__in=[Build.Status.FAILED, Build.Status.DEAD, Build.Status.CANCELLED])
+PUSHED = ~Q(image_uri="")
 ENDED = Q(submission__status__in=[Submission.Status.CANCELLED, Submission.Status.TAKEN_DOWN])
 
 
@@ -33,13 +34,13 @@ class RunningJobs:
 def remove_unused_images() -> list[str]:
     """Remove images that a newer build replaced, or whose build or model has ended; their digests stay.
 
-    Where other hosts get images elsewhere, only the build server has any.
+    Where images are pushed, only the build server has any, until then.
     """
     if not (deployer().keeps_image or _is_build_server()):
         return []
     newer = Build.objects.filter(submission=OuterRef("submission"), run__gt=OuterRef("run"), is_image_kept=True)
     under_way = Exists(Inference.objects.unfinished().filter(build=OuterRef("pk")))
-    unused = Build.objects.filter(Exists(newer) | BROKEN | ENDED, ~under_way, is_image_kept=True)
+    unused = Build.objects.filter(Exists(newer) | BROKEN | PUSHED | ENDED, ~under_way, is_image_kept=True)
     unused = unused.select_related("submission")
     return [build.submission.endpoint_name for build in unused if _remove_image(build)]
 

@@ -18,7 +18,8 @@ from tasks_catalog.demo_flores import flores_dataset, make_model
 from tasks_catalog.metrics import compute
 from tests.examples.broken import BREAKAGES, CRASH_WORD, KINDS, REQUIREMENTS, broken_project
 
-SHIMS = EXAMPLES.parent / "builds" / "runtime" / "shims"
+RUNTIME = EXAMPLES.parent / "builds" / "runtime"
+SHIMS = f"{RUNTIME / 'shims'}:{RUNTIME / 'ts_shim'}"
 ASK = """
 import json, sys
 from types import SimpleNamespace
@@ -54,7 +55,7 @@ def ask(project: Path, home: Path, examples: list[dict]) -> subprocess.Completed
     return subprocess.run(
         [sys.executable, "-c", ASK_AT_ONCE if task == "flores_small1" else ASK],
         cwd=code,
-        env={"PYTHONPATH": str(SHIMS)},
+        env={"PYTHONPATH": SHIMS},
         input="".join(json.dumps(example) + "\n" for example in examples),
         capture_output=True,
         text=True,

@@ -15,4 +15,5 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         with Services(cluster_pools()) as services:
             self.stdout.write(f"{settings.BASE_URL}/ — Ctrl-C stops all of it")
+            self.stdout.flush()
             wait_for_signal(services)
