@@ -82,7 +82,8 @@ def start() -> list[Rounds]:
     pace = settings.HEARTBEAT_SECONDS
     rounds = [
         Rounds("heartbeat", [clusters.beat], pace),
-        Rounds("sweep", _steps(), pace, patience=2 * pace),  # or it would free what was about to be renewed
+        # Or it would free what is about to be renewed.
+        Rounds("sweep", _steps(), pace, patience=2 * (pace + RETURN_SECONDS)),
         Rounds("leftovers", map(import_string, queue.SLOW_SWEEPS), LEFTOVERS_SECONDS),
         Rounds("mail", [outbox.send_due], min(pace, MAIL_SECONDS)),
     ]
