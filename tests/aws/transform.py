@@ -198,13 +198,15 @@ class TransformJobs:
                 client.wait_until_ready()
                 for uri, content in self._outputs(job, client):
                     self._store(job, uri, content)
+                used = job.instance.utilization(time.monotonic() - started)
             except ModelError as error:
                 self.cloud.log(job.region, GROUP, f"{job.stream}/data-log", f"[sagemaker logs]: {error.detail}")
                 raise
             finally:
                 client.close()
+                job.instance.stop()  # or the engine may still hold back what it printed last
                 self.cloud.log(job.region, GROUP, job.stream, job.instance.server.log_tail())
-            self._measure(job, job.instance.utilization(time.monotonic() - started))
+            self._measure(job, used)
 
     def _model_data(self, job: Job) -> bytes | None:
         uri = job.model["PrimaryContainer"].get("ModelDataUrl")
