@@ -7,7 +7,7 @@ from functools import partial
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Q, QuerySet
 
 from builds.backends import deployer
 from builds.models import Build, Endpoint
@@ -88,11 +88,9 @@ def idle_endpoints(hours: int) -> Iterable[Endpoint]:
 
 def sweep() -> None:
     """Make the endpoints that are missing, end those of models that failed or were replaced, ring for what is due."""
-    instance = clusters.current()
-    if instance is None or instance.name != queue.BUILD_CLUSTER:
+    if not clusters.is_of(queue.BUILD_CLUSTER):
         return
-    newer = Build.objects.succeeded().filter(submission=OuterRef("submission"), run__gt=OuterRef("run"))
-    newest = Build.objects.succeeded().filter(~Exists(newer))
+    newest = Build.objects.succeeded().filter(~Build.is_replaced())
     wanted = newest.filter(endpoint=None, submission__status__in=LIVE)
     for build in wanted.filter(submission__task__build_config__create_endpoint=True)[:50]:
         want_endpoint(build)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Self
 
 from django.db import models
+from django.db.models import Exists, OuterRef
 from django.db.models.functions import Now
 
 from dynabench_site.jobs import Job, JobQuerySet
@@ -47,6 +48,12 @@ class Build(Job):
             return self.submission.endpoint_name
         # Without a hyphen before the r: no model's name can make a first build's name of it.
         return f"ts{self.submission_id}r{self.run}-{self.submission.name}"[:63].rstrip("-")
+
+    @staticmethod
+    def is_replaced() -> Exists:
+        """For a query of builds: a later one of the same submission has succeeded."""
+        later = Build.objects.succeeded().filter(run__gt=OuterRef("run"))
+        return Exists(later.filter(submission=OuterRef("submission")))
 
     @classmethod
     def newest(cls, submission: Submission) -> Build | None:

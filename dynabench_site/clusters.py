@@ -61,6 +61,11 @@ def current() -> ClusterHeartbeat | None:
     return _current
 
 
+def is_of(name: str) -> bool:
+    """Whether this process works for a cluster of that name."""
+    return _current is not None and _current.name == name
+
+
 def beat() -> None:
     if _current:
         ClusterHeartbeat.objects.filter(pk=_current.pk).update(last_seen=Now(), ended_at=None)

@@ -36,7 +36,7 @@ def remove_unused_images() -> list[str]:
 
     Where images are pushed, only the build server has any, until then.
     """
-    if not (deployer().keeps_image or _is_build_server()):
+    if not (deployer().keeps_image or clusters.is_of(queue.BUILD_CLUSTER)):
         return []
     newer = Build.objects.filter(submission=OuterRef("submission"), run__gt=OuterRef("run"), is_image_kept=True)
     under_way = Exists(Inference.objects.unfinished().filter(build=OuterRef("pk")))
@@ -64,11 +64,10 @@ def remove_unused_deployments() -> list[str]:
 
     The archive that its user sent stays.
     """
-    if not _is_build_server():
+    if not clusters.is_of(queue.BUILD_CLUSTER):
         return []
-    newer = Build.objects.succeeded().filter(submission=OuterRef("submission"), run__gt=OuterRef("run"))
     under_way = Exists(Inference.objects.unfinished().filter(build=OuterRef("pk")))
-    unused = Build.objects.filter(Exists(newer) | BROKEN | ENDED, ~under_way, is_deployed=True)
+    unused = Build.objects.filter(Build.is_replaced() | BROKEN | ENDED, ~under_way, is_deployed=True)
     swept = []
     for build in unused.select_related("submission__task__build_config"):
         with another_time(build):
@@ -78,11 +77,6 @@ def remove_unused_deployments() -> list[str]:
             Build.objects.filter(pk=build.pk).update(is_deployed=False, image_uri="")
             swept.append(build.name)
     return swept
-
-
-def _is_build_server() -> bool:
-    instance = clusters.current()
-    return instance is not None and instance.name == queue.BUILD_CLUSTER
 
 
 def sweep() -> None:
